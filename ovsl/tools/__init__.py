@@ -1,0 +1,1 @@
+"""The small commands behind `ovsl`: report, profile, convert."""

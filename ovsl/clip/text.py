@@ -1,0 +1,112 @@
+"""Text classifier: vocabulary x prompt templates -> unit text embeddings, computed once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.clip.towers import FrozenCLIP
+from ovsl.vocabulary import Vocabulary, load_templates
+
+SynonymRule = Literal["first", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class TextEmbeddings:
+    """Text embeddings of a vocabulary.
+
+    Attributes:
+        vectors: Unit vectors, one per class, or one per synonym when synonyms compete: ``(N, D)``.
+        class_index: Class of each row, int64 ``(N,)``, ascending.
+        num_classes: C.
+    """
+
+    vectors: Tensor
+    class_index: Tensor
+    num_classes: int
+
+    def to(self, device: torch.device | str) -> TextEmbeddings:
+        """Copy to a device."""
+        return TextEmbeddings(self.vectors.to(device), self.class_index.to(device), self.num_classes)
+
+    def per_class(self, scores: Tensor, dim: int = 1) -> Tensor:
+        """Reduce scores of synonym rows to classes by their maximum.
+
+        Args:
+            scores: Scores with N entries along ``dim``.
+            dim: The dimension of the rows.
+
+        Returns:
+            The same with C entries along ``dim``; untouched when every class has one row.
+        """
+        if self.vectors.shape[0] == self.num_classes:
+            return scores
+        shape = list(scores.shape)
+        shape[dim] = self.num_classes
+        view = [1] * scores.ndim
+        view[dim] = -1
+        index = self.class_index.view(view).expand_as(scores)
+        return scores.new_full(shape, float("-inf")).scatter_reduce(dim, index, scores, "amax")
+
+    def select(self, classes: Sequence[int]) -> TextEmbeddings:
+        """Keep some classes, renumbered in the order given."""
+        rows = [torch.nonzero(self.class_index == c).flatten() for c in classes]
+        index = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(r) for r in rows]))
+        return TextEmbeddings(self.vectors[torch.cat(rows)], index.to(self.class_index.device), len(classes))
+
+
+class TextClassifier:
+    """Embeds vocabularies with a frozen CLIP and remembers the result of each.
+
+    Prompts are laid out class, synonym, template. Each prompt is encoded and normalised, the templates of a name are
+    averaged and normalised again (CLIP's ImageNet recipe).
+
+    Args:
+        clip: The model whose text tower is used.
+        templates: Name of a template set, see :func:`ovsl.vocabulary.load_templates`.
+        synonyms: ``first`` uses the principal name alone, ``mean`` averages the names of a class into one vector,
+            ``max`` keeps one vector per name and lets the best one speak for the class (FC-CLIP).
+    """
+
+    def __init__(self, clip: FrozenCLIP, templates: str = "imagenet_80", synonyms: SynonymRule = "first") -> None:
+        self.clip = clip
+        self.templates = load_templates(templates)
+        self.synonyms = synonyms
+        self._cache: dict[tuple[tuple[str, ...], ...], TextEmbeddings] = {}
+
+    def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Embed a vocabulary, or return what was embedded before.
+
+        Raises:
+            InputError: The text tower cannot read some of the words.
+        """
+        names = vocabulary.synonyms if self.synonyms != "first" else tuple((name,) for name in vocabulary.classes)
+        if names not in self._cache:
+            self._cache[names] = self._embed(names)
+        device = self.clip.mean.device
+        if self._cache[names].vectors.device != device:
+            self._cache[names] = self._cache[names].to(device)
+        return self._cache[names]
+
+    def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
+        """All prompts, order class, synonym, template."""
+        return [template.format(name) for group in names for name in group for template in self.templates]
+
+    def _embed(self, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:
+        # Embeddings outlive the evaluation that first asks for them; an inference tensor could not enter training.
+        with torch.inference_mode(False), torch.no_grad():
+            features = self.clip.encode_text(self.clip.tokenize(self.prompts(names)))
+            vectors = functional.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates)))
+            vectors = functional.normalize(vectors.mean(1), dim=-1)
+            counts = torch.tensor([len(group) for group in names], device=vectors.device)
+            class_index = torch.repeat_interleave(torch.arange(len(names), device=vectors.device), counts)
+            if self.synonyms == "mean":
+                sums = vectors.new_zeros(len(names), vectors.shape[1]).index_add_(0, class_index, vectors)
+                vectors = functional.normalize(sums / counts[:, None], dim=-1)
+                class_index = torch.arange(len(names), device=vectors.device)
+            return TextEmbeddings(vectors, class_index, len(names))

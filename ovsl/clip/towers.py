@@ -1,0 +1,299 @@
+"""CLIP models of open_clip, opened for dense prediction and frozen.
+
+Parameter names stay those of open_clip (``visual.*``, ``transformer.*`` ...), so that every released CLIP checkpoint
+and every method built on one speaks the same names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import SimpleTokenizer
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from ovsl.errors import InputError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+TOY_MODELS = ("toy_vit", "toy_convnext")
+"""CLIP models that come with the package; see :mod:`ovsl.clip.toy`."""
+
+
+class FrozenCLIP(nn.Module):
+    """A CLIP model whose parameters do not train, except those that a method asks for by name.
+
+    Freezing is a rule, not a habit: :meth:`freeze` decides by parameter name what trains, and :meth:`train` keeps
+    every frozen tower in evaluation mode (BatchNorm statistics and dropout included).
+
+    Args:
+        model: An open_clip ``CLIP`` or ``CustomTextCLIP``.
+        name: Model name, kept for the checkpoint's record.
+        pretrained: Tag or file that the weights came from; None for random weights.
+        mean: Channel means of the image normalisation, for values in 0..1.
+        std: Channel standard deviations, likewise.
+        known_tokens: Token ids that the text tower was trained on, where that is only a part of the tokenizer's.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        model: nn.Module,
+        name: str,
+        pretrained: str | None = None,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+        known_tokens: frozenset[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        self.pretrained = pretrained
+        self.known_tokens = known_tokens
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self._tokenizer = SimpleTokenizer(context_length=self.context_length)
+        self._sha256: str | None = None
+        self.freeze()
+
+    @property
+    def visual(self) -> Any:
+        """The image tower (open_clip ``VisionTransformer``, ``ModifiedResNet`` or ``TimmModel``)."""
+        return self.model.visual
+
+    @property
+    def text(self) -> Any:
+        """The module that holds the text tower: the model itself, or its ``text`` attribute."""
+        return getattr(self.model, "text", self.model)
+
+    @property
+    def context_length(self) -> int:
+        """Number of tokens of one prompt."""
+        text: Any = getattr(self.model, "text", self.model)
+        return int(text.context_length)
+
+    @property
+    def embedding_dimension(self) -> int:
+        """Size D of the joint image-text space."""
+        projection = self.text.text_projection
+        return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Scalar temperature of the contrastive training, ``exp`` applied."""
+        scale: Tensor = self.model.logit_scale  # type: ignore[assignment]
+        return scale.exp()
+
+    def freeze(self, trainable: Sequence[str] = ()) -> None:
+        """Set which parameters train.
+
+        Args:
+            trainable: Substrings; a parameter trains when its open_clip name contains one of them.
+
+        Raises:
+            InputError: A substring matches no parameter, so that a typing error cannot pass for a frozen model.
+        """
+        names = [name for name, _ in self.model.named_parameters()]
+        for part in trainable:
+            if not any(part in name for name in names):
+                raise InputError(f"No parameter of CLIP {self.name!r} has {part!r} in its name; nothing would train.")
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(any(part in name for part in trainable))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FrozenCLIP:
+        """Switch the mode of the parts that train; frozen modules stay in evaluation mode."""
+        super().train(mode)
+        for module in self.model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.train(False)
+        return self
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bring uint8 images to the value range that the tower was trained with.
+
+        Args:
+            images: uint8 RGB, 0..255, ``(..., 3, H, W)``; floating point input is taken as 0..1.
+
+        Returns:
+            Float tensor of the same shape.
+        """
+        values = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
+        return (values - self.mean) / self.std
+
+    def tokenize(self, prompts: Sequence[str]) -> Tensor:
+        """Turn prompts into token ids.
+
+        Returns:
+            int64 ``(N, context_length)``.
+
+        Raises:
+            InputError: A prompt holds words that a small text tower was never trained on.
+        """
+        tokens: Tensor = self._tokenizer(list(prompts))
+        if self.known_tokens is not None:
+            unknown = sorted(set(tokens.unique().tolist()) - self.known_tokens)
+            if unknown:
+                words = sorted({self._tokenizer.decoder[i].replace("</w>", "") for i in unknown})
+                raise InputError(
+                    f"The text tower of {self.name!r} has never read {', '.join(map(repr, words))}; use words of the "
+                    "vocabulary 'toy', or another CLIP (--model.clip.model ViT-B-16 --model.clip.pretrained openai)."
+                )
+        return tokens.to(self.mean.device)
+
+    def encode_text(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:
+        """Run the text tower, in chunks to bound memory.
+
+        Args:
+            tokens: Token ids ``(N, context_length)``.
+            chunk_size: Number of prompts encoded at once.
+
+        Returns:
+            Raw text features ``(N, D)``, not normalised.
+        """
+        with torch.no_grad():
+            return torch.cat([self.model.encode_text(chunk) for chunk in tokens.split(chunk_size)])  # type: ignore[operator]
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all CLIP weights as they were loaded: the identity that checkpoints record instead of the weights."""
+        if self._sha256 is None:
+            digest = hashlib.sha256()
+            for name, tensor in sorted(self.model.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+            self._sha256 = digest.hexdigest()
+        return self._sha256
+
+
+def build_clip(
+    model: str = "toy_vit",
+    pretrained: str | None = None,
+    quick_gelu: bool | None = None,
+    config: dict[str, Any] | None = None,
+) -> FrozenCLIP:
+    """Build a frozen CLIP from a name, a tag, a file, or an explicit architecture.
+
+    The activation is settled here once. OpenAI's weights (and a few others) were trained with QuickGELU,
+    ``x * sigmoid(1.702 x)``; running them with the exact GELU gives plausible but wrong features, without any error.
+    With a tag the right activation is known and always used; with a file the user has to say it.
+
+    Args:
+        model: ``toy_vit`` or ``toy_convnext`` (shipped), or an open_clip model name such as ``ViT-B-16``.
+        pretrained: open_clip tag such as ``openai`` or ``laion2b_s34b_b88k``, a local weights file, or None for the
+            toy models' own weights and for random weights of any other model.
+        quick_gelu: Activation of the transformer MLPs; needed with a weights file, otherwise left out.
+        config: open_clip model configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``) in place of a named one.
+
+    Raises:
+        InputError: Unknown model or tag, a wrong activation, a file that does not fit, or weights that are neither
+            cached nor reachable.
+    """
+    if model in TOY_MODELS and config is None:
+        from ovsl.clip.toy import load_toy_clip
+
+        if pretrained is not None:
+            raise InputError(f"CLIP {model!r} brings its own weights; leave `pretrained` out (given: {pretrained!r}).")
+        toy = load_toy_clip(model)
+        return FrozenCLIP(toy.model, model, "shipped", toy.mean, toy.std, toy.known_tokens)
+
+    named_config = deepcopy(config) if config is not None else open_clip.get_model_config(model)
+    if named_config is None:
+        raise InputError(
+            f"Unknown CLIP model {model!r}; give {' or '.join(TOY_MODELS)}, or a name that "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists."
+        )
+    name_says = bool(named_config.get("quick_gelu", False))
+    tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained and config is None else {}
+    if tag:
+        required = bool(tag.get("quick_gelu", False))
+        if quick_gelu is not None and quick_gelu != required:
+            raise InputError(
+                f"Weights {pretrained!r} of {model!r} were trained with quick_gelu={required}; leave `quick_gelu` out."
+            )
+        if name_says and not required:
+            raise InputError(
+                f"CLIP {model!r} uses QuickGELU but its weights {pretrained!r} were trained with the exact GELU; "
+                f"use {model.removesuffix('-quickgelu')!r}."
+            )
+        named_config["quick_gelu"] = required
+    elif pretrained:
+        if not Path(pretrained).is_file():
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+            raise InputError(f"{pretrained!r} is neither a file nor a pretrained tag of {model!r}; tags: {tags}.")
+        if quick_gelu is None and not name_says:
+            raise InputError(
+                f"The weights file {pretrained!r} does not tell which activation it was trained with; set "
+                "`quick_gelu: true` (OpenAI's weights) or `quick_gelu: false` (most others)."
+            )
+        named_config["quick_gelu"] = name_says if quick_gelu is None else quick_gelu
+    elif quick_gelu is not None:
+        named_config["quick_gelu"] = quick_gelu
+
+    network = build_network(named_config)
+    mean, std = CLIP_MEAN, CLIP_STD
+    if pretrained:
+        path = _download(model, pretrained, tag) if tag else pretrained
+        if tag:
+            mean, std = tuple(tag.get("mean") or CLIP_MEAN), tuple(tag.get("std") or CLIP_STD)
+        try:
+            open_clip.load_checkpoint(network, path, strict=True)
+        except (RuntimeError, KeyError) as error:
+            problem = str(error).splitlines()[0]
+            raise InputError(f"Weights {path!r} do not fit CLIP model {model!r}: {problem}") from error
+    return FrozenCLIP(network, model, pretrained, mean, std)
+
+
+def build_network(config: dict[str, Any]) -> nn.Module:
+    """Build an open_clip model with random weights from its configuration dictionary.
+
+    A ``vision_cfg`` with ``convnext: {depths, dims}`` builds that ConvNeXt, which open_clip itself can only do for
+    the sizes that timm has registered under a name.
+    """
+    config = deepcopy(config)
+    convnext = config["vision_cfg"].pop("convnext", None)
+    model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
+    model: nn.Module = model_class(**config)
+    if convnext is not None:
+        model.visual = _convnext_tower(config["embed_dim"], config["vision_cfg"], **convnext)
+    return model
+
+
+def _convnext_tower(
+    embed_dim: int, vision_config: dict[str, Any], depths: Sequence[int], dims: Sequence[int]
+) -> nn.Module:
+    """An open_clip ``TimmModel`` around a ConvNeXt of any depths and widths, with CLIP's projection head."""
+    tower = TimmModel("convnext_atto", embed_dim, vision_config["image_size"], pool="", proj="none")
+    tower.trunk = timm.create_model("convnext_tiny", num_classes=0, depths=tuple(depths), dims=tuple(dims))
+    if vision_config.get("timm_proj", "mlp") == "mlp":
+        head = Mlp(dims[-1], 2 * embed_dim, embed_dim, bias=(True, False))
+        tower.head = nn.Sequential(OrderedDict(mlp=head))
+    else:
+        tower.head = nn.Sequential(OrderedDict(proj=nn.Linear(dims[-1], embed_dim, bias=False)))
+    return tower
+
+
+def _download(model: str, pretrained: str, tag: dict[str, Any]) -> str:
+    """Fetch the weights of a tag into open_clip's cache, or say why that is impossible."""
+    try:
+        return str(open_clip.download_pretrained(tag))
+    except Exception as error:  # the hub client raises a dozen unrelated types when there is no network
+        source = tag.get("hf_hub") or tag.get("url")
+        raise InputError(
+            f"The weights {pretrained!r} of CLIP {model!r} are not in the local cache and {source!r} could not be "
+            f"reached ({type(error).__name__}); run once with network access (set HF_HOME to a shared folder), or give "
+            "a local file: --model.clip.pretrained FILE --model.clip.quick_gelu true|false."
+        ) from error

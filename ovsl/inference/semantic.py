@@ -1,0 +1,159 @@
+"""From predictions to semantic label maps at the original image size.
+
+No full-resolution ``(C, H, W)`` tensor is ever held: classes go through in chunks with a running maximum, which gives
+the same labels as the arg-max over all of them, because every class is resized on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ovsl.inference.prediction import MaskPrediction, Prediction, resize
+
+Predict = Callable[[Tensor], Prediction]
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The whole image at once.
+
+    Args:
+        resize_masks_first: For methods that predict masks: bring mask logits to the original size and combine them
+            there with the classes (SAN, panoptic FC-CLIP). Otherwise combine at input size, then resize the scores.
+    """
+
+    resize_masks_first: bool = True
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """Overlapping square windows, scores averaged where they overlap.
+
+    A window that would pass the border is moved back inside, as all implementations of the field do.
+
+    Args:
+        crop_size: Side of the window in pixels of the resized image.
+        stride: Step between windows in pixels.
+        window_batch_size: Windows that go through the network together.
+    """
+
+    crop_size: int = 512
+    stride: int = 426
+    window_batch_size: int = 8
+
+    def windows(self, height: int, width: int) -> list[tuple[int, int, int, int]]:
+        """Windows ``(y1, x1, y2, x2)`` in row-major order."""
+
+        def starts(length: int) -> list[int]:
+            count = max(length - self.crop_size + self.stride - 1, 0) // self.stride + 1
+            ends = [min(i * self.stride + self.crop_size, length) for i in range(count)]
+            return [max(end - self.crop_size, 0) for end in ends]
+
+        return [
+            (y, x, min(y + self.crop_size, height), min(x + self.crop_size, width))
+            for y in starts(height)
+            for x in starts(width)
+        ]
+
+
+Inference = WholeImage | SlidingWindow
+ClassChunk = Callable[[slice], Tensor]
+
+
+def semantic_labels(
+    predict: Predict,
+    images: Tensor,
+    original_size: tuple[int, int],
+    inference: Inference,
+    class_chunk_size: int = 32,
+) -> Tensor:
+    """Predict the label maps of images of one size.
+
+    Args:
+        predict: The network with the vocabulary bound: images ``(B, 3, h, w)`` -> :data:`Prediction`.
+        images: ``(B, 3, H, W)``.
+        original_size: Size ``(H0, W0)`` at which labels are wanted.
+        inference: Whole image or sliding window.
+        class_chunk_size: Classes held at full resolution at a time.
+
+    Returns:
+        int64 ``(B, H0, W0)``, values 0..C-1.
+    """
+    size = (images.shape[-2], images.shape[-1])
+    if isinstance(inference, WholeImage):
+        prediction = predict(images)
+        if isinstance(prediction, MaskPrediction) and inference.resize_masks_first:
+            return _labels_from_masks(prediction, size, original_size, class_chunk_size)
+        return _running_argmax(
+            lambda classes: resize(prediction.semantic_scores(size, classes), original_size),
+            prediction.num_classes,
+            class_chunk_size,
+        )
+    windows = inference.windows(*size)
+    crops = torch.cat([images[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])
+    predictions = [predict(chunk) for chunk in crops.split(inference.window_batch_size * len(images))]
+    return _running_argmax(
+        lambda classes: resize(average_windows(predictions, windows, size, classes), original_size),
+        predictions[0].num_classes,
+        class_chunk_size,
+    )
+
+
+def average_windows(
+    predictions: list[Prediction],
+    windows: list[tuple[int, int, int, int]],
+    size: tuple[int, int],
+    classes: slice = slice(None),
+) -> Tensor:
+    """Mean of the window scores at every pixel.
+
+    Args:
+        predictions: Predictions of consecutive windows, window-major and image-minor along the batch.
+        windows: Windows ``(y1, x1, y2, x2)`` in the same order.
+        size: ``(H, W)`` of the image.
+        classes: Classes wanted.
+
+    Returns:
+        ``(B, C', H, W)``.
+    """
+    y1, x1, y2, x2 = windows[0]
+    window_size = (y2 - y1, x2 - x1)
+    scores = torch.cat([prediction.semantic_scores(window_size, classes) for prediction in predictions])
+    scores = scores.unflatten(0, (len(windows), -1))
+    total = scores.new_zeros(*scores.shape[1:3], *size)
+    count = scores.new_zeros(size)
+    for window_scores, (y1, x1, y2, x2) in zip(scores, windows, strict=True):
+        total[..., y1:y2, x1:x2] += window_scores
+        count[y1:y2, x1:x2] += 1
+    return total / count
+
+
+def _labels_from_masks(
+    prediction: MaskPrediction, size: tuple[int, int], original_size: tuple[int, int], class_chunk_size: int
+) -> Tensor:
+    masks = resize(prediction.resized_mask_logits(size), original_size).sigmoid()
+    return _running_argmax(
+        lambda classes: torch.einsum("bqc,bqhw->bchw", prediction.class_scores[..., classes], masks),
+        prediction.num_classes,
+        class_chunk_size,
+    )
+
+
+def _running_argmax(scores_of: ClassChunk, num_classes: int, chunk_size: int) -> Tensor:
+    best: Tensor | None = None
+    labels: Tensor | None = None
+    for start in range(0, num_classes, chunk_size):
+        values, index = scores_of(slice(start, start + chunk_size)).max(dim=1)
+        if best is None or labels is None:
+            best, labels = values, index
+        else:
+            # Strictly greater keeps the first of equal scores, as arg-max over all classes does.
+            better = values > best
+            best = torch.where(better, values, best)
+            labels = torch.where(better, index + start, labels)
+    assert labels is not None
+    return labels

@@ -1,0 +1,323 @@
+"""What every method shares: steps, evaluation over several datasets, logging, checkpoints without the frozen CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings, build_clip
+from ovsl.errors import InputError
+from ovsl.inference import Inference, Prediction, WholeImage, semantic_labels
+from ovsl.methods.schedules import PolynomialSchedule, Schedule
+from ovsl.metrics import EvaluationResult, OpenVocabularyIoU
+from ovsl.vocabulary import Vocabulary
+
+Batch = dict[str, Any]
+"""``image`` uint8, ``semantic`` int64, ``id`` and, in evaluation, ``original_size``; see :mod:`ovsl.data`."""
+
+
+@dataclass
+class CLIPSettings:
+    """Which CLIP a method stands on; see :func:`ovsl.clip.build_clip`.
+
+    Args:
+        model: ``toy_vit``, ``toy_convnext``, or an open_clip model name such as ``ViT-B-16``.
+        pretrained: open_clip tag, local weights file, or None.
+        quick_gelu: Activation that a weights file was trained with; leave out with a tag.
+        config: open_clip configuration of a model that has no name.
+    """
+
+    model: str = "toy_vit"
+    pretrained: str | None = None
+    quick_gelu: bool | None = None
+    config: dict[str, Any] | None = None
+
+    def build(self) -> FrozenCLIP:
+        """Build the frozen model."""
+        return build_clip(self.model, self.pretrained, self.quick_gelu, self.config)
+
+
+class SegmentationModule(LightningModule):
+    """A method of open-vocabulary semantic segmentation on a frozen CLIP.
+
+    A subclass builds its network in ``__init__`` and gives :meth:`forward` and, if it trains, :meth:`losses`.
+    Training, validation, test, prediction, logging and checkpoints are here and nowhere else.
+
+    Args:
+        clip: The CLIP that gives image features and text embeddings.
+        templates: Prompt template set, see :func:`ovsl.vocabulary.load_templates`.
+        synonyms: How the names of one class are merged: ``first``, ``mean`` or ``max``.
+        inference: :class:`~ovsl.inference.WholeImage` or :class:`~ovsl.inference.SlidingWindow`.
+        absent_classes: How mIoU treats classes that the ground truth of a dataset lacks, see
+            :class:`~ovsl.metrics.OpenVocabularyIoU`.
+        optimizer: Called with the parameter groups.
+        schedule: Learning-rate schedule over the run.
+        train_clip: Substrings of CLIP parameter names that train with the method; all others are frozen.
+    """
+
+    trainable = True
+    """Whether the method has anything to train; False for training-free ones."""
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated, and the command line shows its fields
+        templates: str = "imagenet_80",
+        synonyms: SynonymRule = "first",
+        inference: Inference = WholeImage(),  # noqa: B008 - frozen
+        absent_classes: str = "skip",
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        schedule: Schedule = PolynomialSchedule(),  # noqa: B008 - frozen
+        train_clip: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.clip = clip.build()
+        self.clip.freeze(train_clip)
+        self.text_classifier = TextClassifier(self.clip, templates, synonyms)
+        self.inference = inference
+        self.absent_classes = absent_classes
+        self.optimizer = optimizer
+        self.schedule = schedule
+        # Checkpoints leave the frozen CLIP out; `on_load_checkpoint` is stricter than Lightning's own check.
+        self.strict_loading = False
+        self.training_vocabulary: Vocabulary | None = None
+        self.evaluation_results: list[EvaluationResult] = []
+        self.settings: dict[str, Any] | None = None
+        self._metrics = nn.ModuleList()
+        self._vocabularies: list[Vocabulary] = []
+        self._training_lookup: Tensor | None = None
+
+    # What a method gives -----------------------------------------------------------------------------------------
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Segment images with the classes of a vocabulary.
+
+        Args:
+            images: uint8 RGB ``(B, 3, H, W)``.
+            text: Text embeddings of C classes.
+
+        Returns:
+            Dense scores or masks over the C classes.
+        """
+        raise NotImplementedError
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Weighted losses of a training batch; their sum is minimised.
+
+        Args:
+            batch: ``image`` uint8 ``(B, 3, H, W)`` and ``semantic`` int64 ``(B, H, W)`` in the indices of
+                :attr:`training_vocabulary`.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Optimiser groups; by default one group of everything that trains."""
+        yield {"params": [p for p in self.parameters() if p.requires_grad], "name": "all"}
+
+    # Text and labels of the training set --------------------------------------------------------------------------
+
+    @property
+    def seen_classes(self) -> list[int]:
+        """Indices of the training vocabulary's classes whose labels may be used in training."""
+        vocabulary = self._require_training_vocabulary()
+        return list(range(len(vocabulary))) if vocabulary.seen is None else vocabulary.seen_indices
+
+    def training_text(self) -> TextEmbeddings:
+        """Text embeddings of the seen classes, in the order of :attr:`seen_classes`."""
+        vocabulary = self._require_training_vocabulary()
+        return self.text_classifier(vocabulary.subset(self.seen_classes))
+
+    def training_targets(self, semantic: Tensor) -> Tensor:
+        """Labels in the order of :attr:`seen_classes`; pixels of unseen classes become ignored ones.
+
+        Args:
+            semantic: int64 ``(B, H, W)`` in indices of the training vocabulary, or its ``ignore_index``.
+
+        Returns:
+            int64 ``(B, H, W)`` with ranks among the seen classes, ``ignore_index`` elsewhere.
+        """
+        vocabulary = self._require_training_vocabulary()
+        if self._training_lookup is None or self._training_lookup.device != semantic.device:
+            size = max(vocabulary.ignore_index, len(vocabulary)) + 1
+            lookup = torch.full((size,), vocabulary.ignore_index, dtype=torch.int64)
+            lookup[torch.tensor(self.seen_classes)] = torch.arange(len(self.seen_classes))
+            self._training_lookup = lookup.to(semantic.device)
+        return self._training_lookup[semantic]
+
+    def _require_training_vocabulary(self) -> Vocabulary:
+        if self.training_vocabulary is None:
+            raise InputError("The data has no training vocabulary; set `data.vocabulary` to the training set's.")
+        return self.training_vocabulary
+
+    # Lightning -----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take the training vocabulary from the data in ``fit``; evaluation gets it from the checkpoint."""
+        if stage == "fit":
+            self.training_vocabulary = self.trainer.datamodule.training_vocabulary  # type: ignore[attr-defined]
+            self._training_lookup = None
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser over :meth:`parameter_groups` and the schedule, stepped every optimiser step."""
+        optimizer = self.optimizer(list(self.parameter_groups()))
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self.schedule.build(optimizer, total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Sum of the losses of a batch."""
+        losses = self.losses(batch)
+        total = torch.stack(list(losses.values())).sum()
+        batch_size = len(batch["id"])
+        self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
+        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=batch_size)
+        return total
+
+    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
+        """Label maps of an evaluation batch at the original size of each image.
+
+        Args:
+            batch: ``image``: list of uint8 ``(3, H, W)``; ``original_size``: list of ``(H0, W0)``.
+            vocabulary: The classes to choose from.
+
+        Returns:
+            int64 ``(H0, W0)`` for each image.
+        """
+        text = self.text_classifier(vocabulary)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, (image, original) in enumerate(zip(batch["image"], batch["original_size"], strict=True)):
+            groups.setdefault((tuple(image.shape), tuple(original)), []).append(index)
+        maps: dict[int, Tensor] = {}
+        for (_, original), members in groups.items():
+            images = torch.stack([batch["image"][index] for index in members])
+            labels = semantic_labels(lambda crops: self(crops, text), images, original, self.inference)
+            maps.update(zip(members, labels, strict=True))
+        return [maps[index] for index in range(len(batch["image"]))]
+
+    def _start_evaluation(self) -> None:
+        """Make one metric for each evaluation dataset, its seen classes decided by what this model trained on."""
+        self._vocabularies = []
+        self._metrics = nn.ModuleList()
+        for vocabulary in self.trainer.datamodule.evaluation_vocabularies.values():  # type: ignore[attr-defined]
+            if self.training_vocabulary is not None:
+                vocabulary = vocabulary.with_seen_from(self.training_vocabulary)
+            self._vocabularies.append(vocabulary)
+            self._metrics.append(
+                OpenVocabularyIoU(
+                    len(vocabulary),
+                    vocabulary.seen,
+                    vocabulary.ignore_index,
+                    absent=self.absent_classes,  # type: ignore[arg-type]
+                ).to(self.device)
+            )
+
+    def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> list[Tensor]:
+        labels = self.label_maps(batch, self._vocabularies[dataloader_idx])
+        metric: Any = self._metrics[dataloader_idx]
+        for prediction, target in zip(labels, batch["semantic"], strict=True):
+            metric.update(prediction, target)
+        return labels
+
+    def _finish_evaluation(self, stage: str) -> None:
+        self.evaluation_results = []
+        datasets = self.trainer.datamodule.evaluation_vocabularies  # type: ignore[attr-defined]
+        for name, vocabulary, metric in zip(datasets, self._vocabularies, self._metrics, strict=True):
+            result = metric.result(  # type: ignore[operator]
+                method=type(self).__name__, stage=stage, dataset=name, step=self.global_step, vocabulary=vocabulary
+            )
+            self.evaluation_results.append(result)
+            prefix = "val" if stage == "validate" else "test"
+            scalars = {f"{prefix}/{name}/{key}": value for key, value in result.metrics.items() if value is not None}
+            # Every rank logs the same value: the metric has summed its counts over all of them already.
+            self.log_dict(scalars, rank_zero_only=False, add_dataloader_idx=False)
+
+    def on_validation_start(self) -> None:
+        """Prepare the metrics."""
+        self._start_evaluation()
+
+    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> list[Tensor]:
+        """Count a validation batch; returns its label maps for callbacks."""
+        return self._evaluation_step(batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the metrics of every dataset."""
+        self._finish_evaluation("validate")
+
+    def on_test_start(self) -> None:
+        """Prepare the metrics."""
+        self._start_evaluation()
+
+    def test_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> list[Tensor]:
+        """Count a test batch; returns its label maps for callbacks."""
+        return self._evaluation_step(batch, dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the metrics of every dataset."""
+        self._finish_evaluation("test")
+
+    def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> list[Tensor]:
+        """Label maps of a batch, with the vocabulary of the data."""
+        vocabularies = list(self.trainer.datamodule.evaluation_vocabularies.values())  # type: ignore[attr-defined]
+        return self.label_maps(batch, vocabularies[dataloader_idx])
+
+    # Checkpoints ---------------------------------------------------------------------------------------------------
+
+    def _frozen_keys(self) -> set[str]:
+        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {key for key in super().state_dict() if key.startswith("clip.") and key not in trainable}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """State without the frozen CLIP, which its name and hash stand for."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        if not args and not kwargs:
+            for key in self._frozen_keys():
+                state.pop(key)
+        return state
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record what the weights belong to: method, settings, frozen CLIP, training vocabulary. Plain types only."""
+        vocabulary = self.training_vocabulary
+        checkpoint["ovsl"] = {
+            "method": f"{type(self).__module__}.{type(self).__qualname__}",
+            "settings": self.settings,
+            "clip": {"model": self.clip.name, "pretrained": self.clip.pretrained, "sha256": self.clip.sha256},
+            "training_vocabulary": None if vocabulary is None else vocabulary.to_dict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another method, another CLIP or another shape of this method.
+
+        Raises:
+            InputError: With what differs and what to do.
+        """
+        record = checkpoint.get("ovsl")
+        own = f"{type(self).__module__}.{type(self).__qualname__}"
+        if record is None:
+            raise InputError("The checkpoint was not written by ovsl; convert official weights with `ovsl convert`.")
+        if record["method"] != own:
+            raise InputError(
+                f"The checkpoint holds {record['method'].rsplit('.', 1)[-1]}, but the configuration asks for "
+                f"{own.rsplit('.', 1)[-1]}; give that method's configuration, or another checkpoint."
+            )
+        if record["clip"]["sha256"] != self.clip.sha256:
+            raise InputError(
+                f"The checkpoint was trained on CLIP {record['clip']['model']!r} ({record['clip']['pretrained']}), but "
+                f"{self.clip.name!r} ({self.clip.pretrained}) with other weights is loaded; set model.clip to match."
+            )
+        expected, found = self.state_dict(), checkpoint["state_dict"]
+        missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        wrong = [key for key in expected.keys() & found.keys() if expected[key].shape != found[key].shape]
+        if missing or unexpected or wrong:
+            named = ", ".join((missing + unexpected + sorted(wrong))[:3])
+            raise InputError(
+                f"The checkpoint does not fit this configuration of {own.rsplit('.', 1)[-1]}: {len(missing)} weights "
+                f"missing, {len(unexpected)} unexpected, {len(wrong)} of another shape ({named} ...); "
+                "use the config.yaml of the run that wrote it."
+            )
+        if record["training_vocabulary"] is not None:
+            self.training_vocabulary = Vocabulary.from_dict(record["training_vocabulary"])

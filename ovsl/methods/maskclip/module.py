@@ -1,0 +1,45 @@
+"""MaskCLIP as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ovsl.clip import TextEmbeddings, convolutional, vit
+from ovsl.inference import DensePrediction, Prediction
+from ovsl.layers.similarity import cosine_scores
+from ovsl.methods.base import SegmentationModule
+
+
+class MaskCLIP(SegmentationModule):
+    """Dense CLIP features through the value path of the last attention layer, matched with text. Nothing trains.
+
+    Zhou, Loy, Dai: *Extract Free Dense Labels from CLIP*, ECCV 2022, https://arxiv.org/abs/2112.01071. The variant is
+    the one that CLIP-DINOiser builds on: residual and MLP of the last block are kept, no key smoothing, no prompt
+    denoising; per-patch ``softmax(temperature * cosine)`` is upsampled and averaged over windows. Convolutional
+    towers use their last map, projected cell by cell.
+
+    Args:
+        temperature: Factor of the cosine before the softmax; 100 in the paper whatever the checkpoint's own scale.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+    """
+
+    trainable = False
+
+    def __init__(self, temperature: float = 100.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temperature = temperature
+
+    def dense_features(self, images: Tensor) -> Tensor:
+        """Patch features in the joint space: uint8 ``(B, 3, H, W)`` -> ``(B, D, h, w)``, not normalised."""
+        visual = self.clip.visual
+        normalized = self.clip.normalize(images)
+        if convolutional.is_convolutional(visual):
+            return convolutional.dense_features(visual, normalized)
+        return vit.dense_features(visual, normalized, mode="value")
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Class probabilities on the patch grid; see :meth:`SegmentationModule.forward`."""
+        scores = text.per_class(cosine_scores(self.dense_features(images), text.vectors))
+        return DensePrediction((self.temperature * scores).softmax(dim=1))

@@ -1,0 +1,72 @@
+"""The plain patch-text baseline as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.clip import TextEmbeddings, vit
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Prediction, resize
+from ovsl.layers.similarity import cosine_scores
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+
+
+class PatchText(SegmentationModule):
+    """Cosine similarity of patch tokens and text embeddings, trained on the seen classes.
+
+    The one-stage baseline of Zhou et al.: *ZegCLIP*, CVPR 2023, https://arxiv.org/abs/2212.03588 (section 3.1): the
+    patch tokens of the unmodified image tower are matched with the text embeddings, upsampled, and trained with
+    softmax and cross entropy over the seen classes. The paper's fine-tuned variant (Baseline-FT) trains the image
+    tower; that is the default here, with the text tower frozen as always. No code of it was released: the learning
+    rate and the temperature are ours.
+
+    Args:
+        clip: The CLIP that is fine-tuned.
+        temperature: Factor of the cosine before the softmax.
+        train_clip: Substrings of CLIP parameter names that train.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        temperature: float = 20.0,
+        train_clip: tuple[str, ...] = ("visual.",),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(clip=clip, train_clip=train_clip, **kwargs)
+        if not hasattr(self.clip.visual, "transformer"):
+            raise InputError(f"PatchText needs a CLIP with a vision transformer; {self.clip.name!r} has none.")
+        self.temperature = temperature
+        # The class token's way out of the last block is not part of the patch features, and never gets a gradient.
+
+    def dense_features(self, images: Tensor) -> Tensor:
+        """Patch features in the joint space: uint8 ``(B, 3, H, W)`` -> ``(B, D, h, w)``, not normalised."""
+        return vit.dense_features(self.clip.visual, self.clip.normalize(images), mode="attention")
+
+    def class_logits(self, images: Tensor, text: TextEmbeddings) -> Tensor:
+        """``temperature * cosine`` on the patch grid, ``(B, C, h, w)``."""
+        return self.temperature * text.per_class(cosine_scores(self.dense_features(images), text.vectors))
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Class probabilities on the patch grid; see :meth:`SegmentationModule.forward`."""
+        return DensePrediction(self.class_logits(images, text).softmax(dim=1))
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy over the seen classes at full resolution; pixels of unseen classes are ignored."""
+        targets = self.training_targets(batch["semantic"])
+        logits = resize(self.class_logits(batch["image"], self.training_text()), (targets.shape[1], targets.shape[2]))
+        ignore_index = self._require_training_vocabulary().ignore_index
+        # A batch without a single labelled pixel gives zero, not the NaN of an empty mean.
+        total = functional.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
+        return {"cross_entropy": total / (targets != ignore_index).sum().clamp(min=1)}
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """One group; norms and biases without weight decay."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        yield {"params": [p for p in parameters if p.ndim > 1], "name": "weights"}
+        yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, "name": "norms_and_biases"}

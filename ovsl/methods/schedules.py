@@ -1,0 +1,70 @@
+"""Learning-rate schedules over the whole run, in optimiser steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A constant learning rate; the base of all schedules."""
+
+    def learning_rate(self, base: float, step: int, total_steps: int) -> float:
+        """Learning rate at a step (0-based) of a group whose base rate is ``base``."""
+        return base
+
+    def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
+        """Attach the schedule to an optimiser, group by group."""
+        bases = [group["lr"] for group in optimizer.param_groups]
+        return LambdaLR(optimizer, [self._factor(base, total_steps) for base in bases])
+
+    def _factor(self, base: float, total_steps: int):  # noqa: ANN202 - a closure only LambdaLR sees
+        return lambda step: self.learning_rate(base, step, total_steps) / base if base else 0.0
+
+
+@dataclass(frozen=True)
+class PolynomialSchedule(Schedule):
+    """``(base - minimum) * (1 - step / total) ** power + minimum``, with an optional linear warm-up.
+
+    During the warm-up the polynomial value of the step is multiplied by a factor that grows from ``warmup_ratio`` to
+    1 (the rule of the MMSegmentation recipes).
+
+    Args:
+        power: Exponent of the decay.
+        minimum: Learning rate at the end of the run.
+        warmup_steps: Length of the warm-up.
+        warmup_ratio: Factor at step 0.
+    """
+
+    power: float = 0.9
+    minimum: float = 0.0
+    warmup_steps: int = 0
+    warmup_ratio: float = 1e-6
+
+    def learning_rate(self, base: float, step: int, total_steps: int) -> float:
+        """See the class."""
+        remaining = max(1 - step / max(total_steps, 1), 0.0)
+        rate = (base - self.minimum) * remaining**self.power + self.minimum
+        if step < self.warmup_steps:
+            rate *= 1 - (1 - step / self.warmup_steps) * (1 - self.warmup_ratio)
+        return rate
+
+
+@dataclass(frozen=True)
+class MultiStepSchedule(Schedule):
+    """Multiply by ``factor`` at each milestone.
+
+    Args:
+        milestones: Steps at which the rate drops.
+        factor: Multiplier at each of them.
+    """
+
+    milestones: tuple[int, ...] = ()
+    factor: float = 0.1
+
+    def learning_rate(self, base: float, step: int, total_steps: int) -> float:
+        """See the class."""
+        return base * self.factor ** sum(step >= milestone for milestone in self.milestones)

@@ -1,0 +1,140 @@
+"""Golden cases: what the official code computes on small random models, found and compared.
+
+A case is a folder ``<method>/<case>/`` with ``meta.json``, ``weights.safetensors`` (official names) and
+``io.safetensors`` (inputs, intermediates, outputs, losses, gradients). ``tests/golden/<method>.py`` rebuilds the model
+from ``meta.json`` and gives back every recorded tensor under its recorded name:
+
+- ``compute(case) -> dict[str, Tensor]``
+- ``INPUTS``: names (regular expressions) that the case gives and the method only reads
+- ``NOT_COMPUTED``: names (regular expressions) with the reason why the method has no such tensor
+
+A recorded tensor that is in none of the three fails the case, and so does an option that the method does not support.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+SHIPPED = Path(__file__).parent / "cases"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden case."""
+
+    method: str
+    name: str
+    path: Path
+    meta: dict[str, Any] = field(repr=False)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Weights under official names, half precision brought to float32."""
+        return self.load("weights.safetensors")
+
+    @property
+    def io(self) -> dict[str, Tensor]:
+        """Recorded tensors, as stored."""
+        return load_file(self.path / "io.safetensors")
+
+    def load(self, file: str) -> dict[str, Tensor]:
+        """Tensors of a weights file, half precision brought to float32."""
+        tensors = load_file(self.path / file)
+        return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
+
+    def __str__(self) -> str:
+        return f"{self.method}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Difference of one tensor: largest absolute difference over the largest recorded magnitude."""
+
+    name: str
+    relative: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the difference is within the tolerance (NaN is not)."""
+        return self.relative <= self.tolerance
+
+
+def find_cases() -> Iterator[Case]:
+    """Cases that travel with the project, then those in the folder that ``OVSL_GOLDEN`` names."""
+    roots = [SHIPPED]
+    if os.environ.get("OVSL_GOLDEN"):
+        roots.append(Path(os.environ["OVSL_GOLDEN"]))
+    for root in roots:
+        for meta in sorted(root.glob("*/*/meta.json")):
+            if adapter_of(meta.parent.parent.name) is not None:
+                yield Case(meta.parent.parent.name, meta.parent.name, meta.parent, json.loads(meta.read_text()))
+
+
+def adapter_of(method: str) -> ModuleType | None:
+    """The module that rebuilds a method's cases, or None for a method that is not here yet."""
+    if not (Path(__file__).parent / f"{method}.py").is_file():
+        return None
+    return importlib.import_module(f"tests.golden.{method}")
+
+
+def compare(case: Case) -> list[Comparison]:
+    """Compute a case and compare every recorded tensor.
+
+    Raises:
+        AssertionError: A recorded tensor was neither computed nor declared.
+    """
+    adapter = adapter_of(case.method)
+    assert adapter is not None
+    recorded, computed = case.io, adapter.compute(case)
+    declared = [*adapter.INPUTS, *adapter.NOT_COMPUTED]
+    comparisons = []
+    for name, expected in recorded.items():
+        if name not in computed:
+            assert any(re.fullmatch(pattern, name) for pattern in declared), f"{case}: {name!r} was not computed"
+            continue
+        found = computed[name].detach()
+        assert found.shape == expected.shape, f"{case}: {name!r} is {tuple(found.shape)}, not {tuple(expected.shape)}"
+        comparisons.append(Comparison(name, *_difference(name, found, expected)))
+    unknown = computed.keys() - recorded.keys()
+    assert not unknown, f"{case}: computed but not recorded: {sorted(unknown)}"
+    return comparisons
+
+
+def _difference(name: str, found: Tensor, expected: Tensor) -> tuple[float, float]:
+    if not expected.is_floating_point():
+        # Label maps, windows and tokens: the share of entries that differ has to be zero.
+        return float((found.long() != expected.long()).double().mean()), 0.0
+    tolerance = 1e-3 if name.startswith("grad") else 1e-4
+    scale = max(float(expected.double().abs().max()), 1e-6)
+    return float((found.double() - expected.double()).abs().max()) / scale, tolerance
+
+
+def main() -> int:
+    """Print, case by case, the largest relative difference and the tensor it is in."""
+    failed = 0
+    for case in find_cases():
+        comparisons = compare(case)
+        worst = max(comparisons, key=lambda c: c.relative)
+        bad = [c for c in comparisons if not c.passed]
+        failed += bool(bad)
+        print(f"{case!s:40} {len(comparisons):4} tensors  largest {worst.relative:.1e} in {worst.name}")
+        for comparison in bad:
+            print(f"    FAILED {comparison.name}: {comparison.relative:.1e} > {comparison.tolerance:.0e}")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,177 @@
+"""Semantic segmentation quality over seen and unseen classes."""
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from ovsl.errors import InputError
+
+AbsentClasses = Literal["zero", "skip"]
+
+
+class OpenVocabularyIoU(Metric):
+    """Pixel accuracy and intersection over union, over all, seen and unseen classes.
+
+    Pixels are counted per class over the whole dataset and divided once, in `compute`. The states are sums of int64,
+    so every number of processes gives the same result, to the last bit, as long as each image is counted once.
+
+    A class that does not occur in the ground truth of the whole dataset has no agreed place in the mean. Two
+    conventions are in circulation, and for Pascal Context 459 they differ by about four points:
+
+    - `zero` (default): it counts as 0 if it was predicted anywhere and is left out if it was not. MMSegmentation,
+      hence ZegCLIP and MaskCLIP; detectron2 up to its 0.6 release.
+    - `skip`: it is left out of the mean, predicted or not. detectron2 since July 2022, hence the released logs of
+      FC-CLIP and SAN.
+
+    Args:
+        num_classes: Number of classes C.
+        seen: Whether each class was seen in training, (C,). Without it the seen, unseen and harmonic means are NaN.
+        ignore_index: Target value of pixels that are not evaluated.
+        absent_classes: How classes without ground truth enter the means, `zero` or `skip`.
+
+    Raises:
+        ValueError: If `seen` has not C entries, `ignore_index` is the label of a class, or the convention is unknown.
+
+    Example:
+        >>> import torch
+        >>> metric = OpenVocabularyIoU(num_classes=2, seen=[True, False])
+        >>> metric.update(torch.tensor([[0, 1, 1, 1]]), torch.tensor([[0, 0, 1, 255]]))
+        >>> {name: round(float(value), 3) for name, value in metric.compute().items() if name in metric.scalars}
+        {'pAcc': 0.667, 'mIoU': 0.5, 'fwIoU': 0.5, 'mIoU_seen': 0.5, 'mIoU_unseen': 0.5, 'hIoU': 0.5}
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    #: The entries of `compute` that are single numbers.
+    scalars = ("pAcc", "mIoU", "fwIoU", "mIoU_seen", "mIoU_unseen", "hIoU")
+
+    intersection: Tensor
+    prediction_area: Tensor
+    target_area: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        seen: Sequence[bool] | None = None,
+        ignore_index: int = 255,
+        absent_classes: AbsentClasses = "zero",
+    ) -> None:
+        super().__init__()
+        if seen is not None and len(seen) != num_classes:
+            raise ValueError(f"`seen` has {len(seen)} entries for {num_classes} classes: give one for each class.")
+        if 0 <= ignore_index < num_classes:
+            raise ValueError(f"`ignore_index` {ignore_index} is the label of a class: choose one outside the labels.")
+        if absent_classes not in get_args(AbsentClasses):
+            raise ValueError(f"`absent_classes` is '{absent_classes}': choose one of {get_args(AbsentClasses)}.")
+        self.num_classes = num_classes
+        self.seen = None if seen is None else tuple(bool(value) for value in seen)
+        self.ignore_index = ignore_index
+        self.absent_classes = absent_classes
+        for name in ("intersection", "prediction_area", "target_area"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Counts the pixels of one image or batch.
+
+        Args:
+            prediction: Labels in 0..C-1, integers, (B, H, W) or (H, W).
+            target: Labels in 0..C-1 or `ignore_index`, integers, same shape.
+
+        Raises:
+            InputError: If the shapes differ or a label is out of range; nothing is counted then.
+        """
+        if prediction.shape != target.shape:
+            raise InputError(
+                f"the prediction is {tuple(prediction.shape)} but the target is {tuple(target.shape)}: "
+                "bring the prediction to the size of the target."
+            )
+        counts = count_pixels(prediction, target, self.num_classes, self.ignore_index)
+        # Out of place: a state that was reset in inference mode could not be changed in place outside it.
+        self.intersection = self.intersection + counts[0]
+        self.prediction_area = self.prediction_area + counts[1]
+        self.target_area = self.target_area + counts[2]
+
+    def compute(self) -> dict[str, Tensor]:
+        """Divides the counts.
+
+        Returns:
+            Fractions in 0..1 as float64 on the CPU, NaN where undefined. `scalars` names the single numbers: pixel
+            accuracy `pAcc`, `mIoU`, frequency-weighted `fwIoU`, `mIoU_seen`, `mIoU_unseen` and `hIoU`, the harmonic
+            mean of these two. Per class, (C,): `iou` (NaN where the class does not enter the means), `accuracy`
+            (share of its pixels that were found) and `pixels` (ground truth, int64).
+        """
+        # On the CPU, since not every accelerator has float64.
+        intersection, prediction_area, target_area = (
+            state.cpu() for state in (self.intersection, self.prediction_area, self.target_area)
+        )
+        total = target_area.sum()
+        union = prediction_area + target_area - intersection
+        iou = intersection.double() / union
+        if self.absent_classes == "skip":
+            iou[target_area == 0] = torch.nan
+        seen_iou, unseen_iou = iou[:0], iou[:0]
+        if self.seen is not None:
+            seen = torch.tensor(self.seen)
+            seen_iou, unseen_iou = iou[seen], iou[~seen]
+        mean_seen, mean_unseen = seen_iou.nanmean(), unseen_iou.nanmean()
+        return {
+            "pAcc": intersection.sum().double() / total,
+            "mIoU": iou.nanmean(),
+            "fwIoU": (target_area * iou).nansum() / total,
+            "mIoU_seen": mean_seen,
+            "mIoU_unseen": mean_unseen,
+            "hIoU": harmonic_mean(mean_seen, mean_unseen),
+            "iou": iou,
+            "accuracy": intersection.double() / target_area,
+            "pixels": target_area,
+        }
+
+
+def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, ...]:
+    """Counts pixels per class in memory of the order of pixels + classes (no one-hot, no confusion matrix).
+
+    Args:
+        prediction: Labels in 0..C-1, integers, any shape.
+        target: Labels in 0..C-1 or `ignore_index`, integers, same shape.
+        num_classes: Number of classes C.
+        ignore_index: Target value of pixels that are left out.
+
+    Returns:
+        Intersection, prediction area and target area, each (C,) int64.
+
+    Raises:
+        InputError: If a label is out of range.
+    """
+    prediction, target = prediction.flatten().long(), target.flatten().long()
+    ignored = target == ignore_index
+    _check_range(prediction, target.masked_fill(ignored, 0), num_classes, ignore_index)
+    # Ignored pixels fall into a bin of their own, which is cut off; selecting the others would cost twice the time.
+    prediction, target = prediction.masked_fill(ignored, num_classes), target.masked_fill(ignored, num_classes)
+    common = target.masked_fill(prediction != target, num_classes)
+    return tuple(
+        torch.bincount(labels, minlength=num_classes + 1)[:num_classes] for labels in (common, prediction, target)
+    )
+
+
+def _check_range(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
+    if not target.numel():
+        return
+    # One transfer from the device for all four.
+    extremes = torch.stack([*torch.aminmax(prediction), *torch.aminmax(target)]).tolist()
+    for what, value in zip(("prediction", "prediction", "target", "target"), extremes, strict=True):
+        if not 0 <= value < num_classes:
+            raise InputError(
+                f"a {what} pixel has the label {value}, but the {num_classes} classes have 0..{num_classes - 1} and "
+                f"the ignore index is {ignore_index}: check the label map and the vocabulary."
+            )
+
+
+def harmonic_mean(first: Tensor, second: Tensor) -> Tensor:
+    """Harmonic mean of two non-negative numbers: 0 if both are 0, NaN if either is."""
+    both = first + second
+    return torch.where(both == 0, torch.zeros_like(both), 2 * first * second / both)

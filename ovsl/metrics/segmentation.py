@@ -1,5 +1,6 @@
 """Semantic segmentation quality over seen and unseen classes."""
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -8,8 +9,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovsl.errors import InputError
+from ovsl.metrics.results import ClassResult, EvaluationResult
+from ovsl.vocabulary import Vocabulary
 
-AbsentClasses = Literal["zero", "skip"]
+AbsentClasses = Literal["skip", "zero"]
 
 
 class OpenVocabularyIoU(Metric):
@@ -21,16 +24,16 @@ class OpenVocabularyIoU(Metric):
     A class that does not occur in the ground truth of the whole dataset has no agreed place in the mean. Two
     conventions are in circulation, and for Pascal Context 459 they differ by about four points:
 
-    - `zero` (default): it counts as 0 if it was predicted anywhere and is left out if it was not. MMSegmentation,
-      hence ZegCLIP and MaskCLIP; detectron2 up to its 0.6 release.
-    - `skip`: it is left out of the mean, predicted or not. detectron2 since July 2022, hence the released logs of
-      FC-CLIP and SAN.
+    - `skip` (default): it is left out of the mean, predicted or not. detectron2 since July 2022, hence the released
+      logs of FC-CLIP and SAN.
+    - `zero`: it counts as 0 if it was predicted anywhere and is left out if it was not. MMSegmentation, hence ZegCLIP
+      and MaskCLIP; detectron2 up to its 0.6 release.
 
     Args:
         num_classes: Number of classes C.
         seen: Whether each class was seen in training, (C,). Without it the seen, unseen and harmonic means are NaN.
         ignore_index: Target value of pixels that are not evaluated.
-        absent_classes: How classes without ground truth enter the means, `zero` or `skip`.
+        absent: How classes without ground truth enter the means, `skip` or `zero`.
 
     Raises:
         ValueError: If `seen` has not C entries, `ignore_index` is the label of a class, or the convention is unknown.
@@ -53,27 +56,29 @@ class OpenVocabularyIoU(Metric):
     intersection: Tensor
     prediction_area: Tensor
     target_area: Tensor
+    images: Tensor
 
     def __init__(
         self,
         num_classes: int,
         seen: Sequence[bool] | None = None,
         ignore_index: int = 255,
-        absent_classes: AbsentClasses = "zero",
+        absent: AbsentClasses = "skip",
     ) -> None:
         super().__init__()
         if seen is not None and len(seen) != num_classes:
             raise ValueError(f"`seen` has {len(seen)} entries for {num_classes} classes: give one for each class.")
         if 0 <= ignore_index < num_classes:
             raise ValueError(f"`ignore_index` {ignore_index} is the label of a class: choose one outside the labels.")
-        if absent_classes not in get_args(AbsentClasses):
-            raise ValueError(f"`absent_classes` is '{absent_classes}': choose one of {get_args(AbsentClasses)}.")
+        if absent not in get_args(AbsentClasses):
+            raise InputError(f"`absent` is '{absent}': choose one of {', '.join(get_args(AbsentClasses))}.")
         self.num_classes = num_classes
         self.seen = None if seen is None else tuple(bool(value) for value in seen)
         self.ignore_index = ignore_index
-        self.absent_classes = absent_classes
+        self.absent = absent
         for name in ("intersection", "prediction_area", "target_area"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Counts the pixels of one image or batch.
@@ -95,6 +100,7 @@ class OpenVocabularyIoU(Metric):
         self.intersection = self.intersection + counts[0]
         self.prediction_area = self.prediction_area + counts[1]
         self.target_area = self.target_area + counts[2]
+        self.images = self.images + (len(target) if target.ndim == 3 else 1)
 
     def compute(self) -> dict[str, Tensor]:
         """Divides the counts.
@@ -103,7 +109,7 @@ class OpenVocabularyIoU(Metric):
             Fractions in 0..1 as float64 on the CPU, NaN where undefined. `scalars` names the single numbers: pixel
             accuracy `pAcc`, `mIoU`, frequency-weighted `fwIoU`, `mIoU_seen`, `mIoU_unseen` and `hIoU`, the harmonic
             mean of these two. Per class, (C,): `iou` (NaN where the class does not enter the means), `accuracy`
-            (share of its pixels that were found) and `pixels` (ground truth, int64).
+            (share of its pixels that were found) and `pixels` (ground truth, int64). And `images`, the number counted.
         """
         # On the CPU, since not every accelerator has float64.
         intersection, prediction_area, target_area = (
@@ -112,7 +118,7 @@ class OpenVocabularyIoU(Metric):
         total = target_area.sum()
         union = prediction_area + target_area - intersection
         iou = intersection.double() / union
-        if self.absent_classes == "skip":
+        if self.absent == "skip":
             iou[target_area == 0] = torch.nan
         seen_iou, unseen_iou = iou[:0], iou[:0]
         if self.seen is not None:
@@ -129,7 +135,49 @@ class OpenVocabularyIoU(Metric):
             "iou": iou,
             "accuracy": intersection.double() / target_area,
             "pixels": target_area,
+            "images": self.images.cpu(),
         }
+
+    def result(
+        self, method: str, stage: str, dataset: str, step: int, vocabulary: Vocabulary, run: str = ""
+    ) -> EvaluationResult:
+        """Computes, and puts the figures into the form in which results are kept.
+
+        Args:
+            method: Name of the method.
+            stage: `test` or `validate`.
+            dataset: Name of the evaluation dataset.
+            step: Training steps that the weights had seen.
+            vocabulary: The classes that the labels stand for.
+            run: Name of the run.
+        """
+        values = self.compute()
+        return EvaluationResult(
+            run=run,
+            method=method,
+            stage=stage,
+            dataset=dataset,
+            images=int(values["images"]),
+            step=step,
+            absent_classes=self.absent,
+            metrics={name: _number(values[name].item()) for name in self.scalars},
+            per_class=tuple(
+                ClassResult(name, None if self.seen is None else self.seen[label], _number(iou), _number(found), pixels)
+                for label, (name, iou, found, pixels) in enumerate(
+                    zip(
+                        vocabulary.classes,
+                        values["iou"].tolist(),
+                        values["accuracy"].tolist(),
+                        values["pixels"].tolist(),
+                        strict=True,
+                    )
+                )
+            ),
+        )
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, ...]:

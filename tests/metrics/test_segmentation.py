@@ -5,10 +5,13 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ovsl.errors import InputError
-from ovsl.metrics.segmentation import OpenVocabularyIoU, count_pixels
+from ovsl.metrics import ClassResult, EvaluationResult, OpenVocabularyIoU
+from ovsl.metrics.segmentation import count_pixels
+from ovsl.vocabulary import Vocabulary
 
 NUM_CLASSES = 12
 IGNORE = 255
+STATES = ("intersection", "prediction_area", "target_area", "images")
 # Classes 9, 10 and 11 never occur in the truth; 9 and 10 are predicted, 11 is not.
 SEEN = [True] * 6 + [False] * 4 + [True, False]
 
@@ -53,6 +56,7 @@ def _reference(images, absent_classes):
         "iou": np.array(iou),
         "accuracy": np.array(accuracy),
         "pixels": np.array([(target == label).sum() for label in range(NUM_CLASSES)]),
+        "images": len(images),
     }
 
 
@@ -62,7 +66,7 @@ def _metric(**options):
 
 @pytest.mark.parametrize("absent_classes", ["zero", "skip"])
 def test_equals_a_reference_written_with_loops(absent_classes):
-    metric, images = _metric(absent_classes=absent_classes), _images(4)
+    metric, images = _metric(absent=absent_classes), _images(4)
     for prediction, target in images:
         metric.update(prediction, target)
     result = metric.compute()
@@ -75,8 +79,8 @@ def test_equals_a_reference_written_with_loops(absent_classes):
 def test_conventions_differ_by_the_classes_that_are_only_predicted():
     truth = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     prediction = torch.tensor([0, 0, 0, 0, 1, 1, 2, 2])
-    zero = OpenVocabularyIoU(4)
-    skip = OpenVocabularyIoU(4, absent_classes="skip")
+    zero = OpenVocabularyIoU(4, absent="zero")
+    skip = OpenVocabularyIoU(4)
     zero.update(prediction, truth)
     skip.update(prediction, truth)
     assert zero.compute()["mIoU"] == pytest.approx((1 + 0.5 + 0) / 3)
@@ -96,7 +100,7 @@ def test_undefined_figures_are_nan():
         metric.update(prediction, target)
     nothing.update(torch.zeros(2, 3, dtype=torch.int64), torch.full((2, 3), IGNORE))
     assert np.isnan([scalars(unknown)[name] for name in ("mIoU_seen", "mIoU_unseen", "hIoU")]).all()
-    assert scalars(all_seen)["mIoU_seen"] == scalars(all_seen)["mIoU"] == 0.25
+    assert scalars(all_seen)["mIoU_seen"] == scalars(all_seen)["mIoU"] == 0.5
     assert np.isnan([scalars(all_seen)[name] for name in ("mIoU_unseen", "hIoU")]).all()
     assert np.isnan(list(scalars(nothing).values())).all()
 
@@ -116,6 +120,7 @@ def test_batches_and_narrow_integers_count_alike():
     assert torch.equal(single.intersection, batched.intersection)
     assert torch.equal(single.prediction_area, batched.prediction_area)
     assert torch.equal(single.target_area, batched.target_area)
+    assert single.images == batched.images == 3
 
 
 def test_reset_in_inference_mode_leaves_a_usable_metric():
@@ -125,6 +130,19 @@ def test_reset_in_inference_mode_leaves_a_usable_metric():
         metric.reset()
     metric.update(*images[0])
     assert metric.target_area.sum() == (images[0][1] != IGNORE).sum()
+
+
+def test_result_states_undefined_figures_as_none():
+    metric = OpenVocabularyIoU(2, seen=[True, True])
+    metric.update(torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
+    vocabulary = Vocabulary.from_words(["cat", "dog"])
+    result = metric.result(method="MaskCLIP", stage="test", dataset="pets", step=7, vocabulary=vocabulary)
+    assert result.metrics == {
+        "pAcc": 1.0, "mIoU": 1.0, "fwIoU": 1.0, "mIoU_seen": 1.0, "mIoU_unseen": None, "hIoU": None,
+    }  # fmt: skip
+    assert result.per_class == (ClassResult("cat", True, 1.0, 1.0, 2), ClassResult("dog", True, None, None, 0))
+    assert (result.images, result.step, result.absent_classes) == (1, 7, "skip")
+    assert EvaluationResult.from_json(result.to_json()) == result
 
 
 @pytest.mark.parametrize(
@@ -150,7 +168,7 @@ def test_sizes_must_agree():
         _metric().update(torch.zeros(4, 5, dtype=torch.int64), torch.zeros(4, 6, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("options", [{"seen": [True]}, {"ignore_index": 3}, {"absent_classes": "drop"}])
+@pytest.mark.parametrize("options", [{"seen": [True]}, {"ignore_index": 3}, {"absent": "drop"}])
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         _metric(**options)
@@ -178,7 +196,7 @@ def _evaluate_share(rank, world_size, shares, folder):
     metric, images = _metric(), _images(sum(shares))
     for prediction, target in images[sum(shares[:rank]) : sum(shares[: rank + 1])]:
         metric.update(prediction, target)
-    local = {name: getattr(metric, name).clone() for name in ("intersection", "prediction_area", "target_area")}
+    local = {name: getattr(metric, name).clone() for name in STATES}
     union = local["prediction_area"] + local["target_area"] - local["intersection"]
     local_mean = (local["intersection"] / union).nanmean()
     result = metric.compute()

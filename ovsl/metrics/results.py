@@ -1,0 +1,81 @@
+"""The result of one evaluation as it is kept on disk, in a run's `results` folder. No torch here."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+
+from ovsl import __version__
+from ovsl.errors import InputError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """What was measured for one class.
+
+    Args:
+        name: Name of the class.
+        seen: Whether it was seen in training, `None` if that is not known.
+        iou: Intersection over union in 0..1, `None` if the class does not enter the means.
+        accuracy: Share of its pixels that were found, `None` if it has none.
+        pixels: Its pixels in the ground truth.
+    """
+
+    name: str
+    seen: bool | None
+    iou: float | None
+    accuracy: float | None
+    pixels: int
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """One method, evaluated once on one dataset.
+
+    Args:
+        run: Name of the run.
+        method: Name of the method, e.g. `ZegCLIP`.
+        stage: `test` or `validate`.
+        dataset: Name of the evaluation dataset.
+        images: Number of images that were counted.
+        step: Training steps that the weights had seen.
+        absent_classes: Convention for classes without ground truth, see `OpenVocabularyIoU`.
+        metrics: Fractions in 0..1 by name (`pAcc`, `mIoU`, `mIoU_seen`, ...), `None` where undefined.
+        per_class: One entry for each class, in label order.
+        ovsl_version: Version that measured.
+        created: When, in ISO 8601.
+    """
+
+    run: str
+    method: str
+    stage: str
+    dataset: str
+    images: int
+    step: int
+    absent_classes: str
+    metrics: dict[str, float | None]
+    per_class: tuple[ClassResult, ...]
+    ovsl_version: str = __version__
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def to_json(self) -> str:
+        """Text of a result file; undefined figures are `null`, since JSON has no NaN."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "EvaluationResult":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            InputError: If the text is not a result, or one of another version of the format.
+        """
+        try:
+            values = json.loads(text)
+            found = values.pop("format")
+            if found == FORMAT:
+                per_class = tuple(ClassResult(**entry) for entry in values.pop("per_class"))
+                return cls(per_class=per_class, **values)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"not a result of ovsl ({error}): evaluate the run again.") from error
+        raise InputError(f"a result of format {found}, but this ovsl reads format {FORMAT}: evaluate the run again.")

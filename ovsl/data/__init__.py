@@ -1,0 +1,19 @@
+"""Sources of labelled images, their order, their transforms, and the data module."""
+
+from ovsl.data.datamodule import EvaluationSet, PredictionData, SegmentationDataModule
+from ovsl.data.sources import HubSource, ImageFiles, ParquetSource, Row, Source, ToySource
+from ovsl.data.transforms import EvaluationTransform, TrainTransform
+
+__all__ = [
+    "EvaluationSet",
+    "EvaluationTransform",
+    "HubSource",
+    "ImageFiles",
+    "ParquetSource",
+    "PredictionData",
+    "Row",
+    "SegmentationDataModule",
+    "Source",
+    "ToySource",
+    "TrainTransform",
+]

@@ -1,0 +1,340 @@
+"""The data module: sources, vocabularies and transforms put together for every verb of the command."""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from ovsl.data.order import PositionSampler, SectionSampler
+from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, seed_worker
+from ovsl.data.sources import ImageFiles, Source
+from ovsl.data.transforms import EvaluationTransform, TrainTransform
+from ovsl.errors import InputError
+from ovsl.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass
+class EvaluationSet:
+    """One dataset to evaluate on.
+
+    Args:
+        vocabulary: Name of a shipped vocabulary: the classes of the labels.
+        split: Zero-shot split of that vocabulary, which says which classes are seen. None decides by overlap with the
+            training vocabulary.
+        validation: Source of ``validate`` and of the validation in ``fit``.
+        test: Source of ``test`` and ``predict``.
+    """
+
+    vocabulary: str
+    split: str | None = None
+    validation: Source | None = None
+    test: Source | None = None
+
+
+class SegmentationDataModule(LightningDataModule):
+    """Images with label masks for training and for any number of evaluation datasets, each with its own vocabulary.
+
+    Training batches are ``{"image": uint8 (B, 3, H, W), "semantic": int64 (B, H, W), "id": list[str]}``. Their order
+    and augmentation are functions of (seed, position), so a resumed run continues exactly where it stopped, with any
+    number of workers. Training never runs out of data: an epoch of the trainer is ``rows // global batch`` steps, the
+    same on every process. Evaluation batches are lists, since sizes differ: ``{"image": [uint8 (3, H, W)], "semantic":
+    [int64 (H0, W0)], "original_size": [(H0, W0)], "id": [str]}``, every image exactly once over all processes. Images
+    are never normalised here; methods do that on the device.
+
+    Args:
+        train: Source of training images; None for evaluation only.
+        vocabulary: Name of the vocabulary of the training labels.
+        split: Zero-shot split of the training vocabulary.
+        ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
+            images are kept).
+        evaluation: Datasets to evaluate on, by the name under which their scores are logged.
+        train_transform: Augmentation of training samples.
+        evaluation_transform: Resizing of evaluation images.
+        batch_size: Training samples per process and step.
+        evaluation_batch_size: Images per process and step in evaluation.
+        num_workers: Worker processes per loader.
+        seed: Seed of the order and the augmentation.
+        on_error: Undecodable images: ``error`` stops, ``skip`` leaves them out, counts and logs them. A skipped
+            training sample is replaced by the next one in the order.
+    """
+
+    def __init__(
+        self,
+        train: Source | None = None,
+        vocabulary: str | None = None,
+        split: str | None = None,
+        ignore_unseen: bool = True,
+        evaluation: dict[str, EvaluationSet] | None = None,
+        train_transform: TrainTransform | None = None,
+        evaluation_transform: EvaluationTransform | None = None,
+        batch_size: int = 16,
+        evaluation_batch_size: int = 1,
+        num_workers: int = 2,
+        seed: int = 0,
+        on_error: Literal["error", "skip"] = "error",
+    ) -> None:
+        super().__init__()
+        self.train = train
+        self.vocabulary = vocabulary
+        self.split = split
+        self.ignore_unseen = ignore_unseen
+        self.evaluation = evaluation or {}
+        self.train_transform = train_transform or TrainTransform(crop_size=512)
+        self.evaluation_transform = evaluation_transform or EvaluationTransform()
+        self.batch_size = batch_size
+        self.evaluation_batch_size = evaluation_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.on_error = on_error
+        # Samples and batches consumed when the checkpoint was written that this run continues.
+        self._restored = {"position": 0, "batches": 0}
+        self._counted: list[LabelledRows] = []
+
+    @property
+    def training_vocabulary(self) -> Vocabulary | None:
+        """Vocabulary of the training labels; None without one. Needs no ``setup``."""
+        return None if self.vocabulary is None else Vocabulary.load(self.vocabulary, split=self.split)
+
+    @property
+    def evaluation_vocabularies(self) -> dict[str, Vocabulary]:
+        """Vocabulary of each evaluation dataset, in their order. Needs no ``setup``.
+
+        Seen classes are those of the dataset's split, or else those that overlap with the training vocabulary.
+        """
+        training = self.training_vocabulary
+        vocabularies = {}
+        for name, dataset in self.evaluation.items():
+            vocabulary = Vocabulary.load(dataset.vocabulary, split=dataset.split)
+            if dataset.split is None and training is not None:
+                vocabulary = vocabulary.with_seen_from(training)
+            vocabularies[name] = vocabulary
+        return vocabularies
+
+    @property
+    def position(self) -> int:
+        """Training samples consumed so far by all processes, in this run and those it continues."""
+        batches = self._batches_done - self._restored["batches"]
+        return self._restored["position"] + max(0, batches) * self.batch_size * self._world_size
+
+    @property
+    def skipped(self) -> int:
+        """Undecodable rows that were skipped so far by this process and its workers."""
+        return sum(rows.skipped for rows in self._counted)
+
+    def train_dataloader(self) -> SegmentationLoader:
+        """Endless training batches; the loader's length is one pass over the data.
+
+        Raises:
+            InputError: There is nothing to train on, or fewer rows than one global batch.
+        """
+        vocabulary = self.training_vocabulary
+        if self.train is None or vocabulary is None:
+            raise InputError("There is no training data: set data.train and data.vocabulary.")
+        steps = len(self.train) // (self.batch_size * self._world_size)
+        if steps == 0:
+            raise InputError(
+                f"{self.train.name} has {len(self.train)} rows, fewer than one global batch of "
+                f"{self.batch_size * self._world_size}: lower data.batch_size."
+            )
+        rows = self._rows(self.train, vocabulary, ignored=_unseen(vocabulary) if self.ignore_unseen else [])
+        return self._loader(
+            TrainingBatches(rows, self.train_transform, self.batch_size, self.seed),
+            PositionSampler(lambda: self.position, self.batch_size, steps, self._rank, self._world_size),
+            persistent=True,
+        )
+
+    def val_dataloader(self) -> list[SegmentationLoader]:
+        """One loader per evaluation dataset, in the order of ``evaluation``."""
+        return self._evaluation_loaders("validation")
+
+    def test_dataloader(self) -> list[SegmentationLoader]:
+        """One loader per evaluation dataset, in the order of ``evaluation``."""
+        return self._evaluation_loaders("test")
+
+    def predict_dataloader(self) -> list[SegmentationLoader]:
+        """The test loaders."""
+        return self.test_dataloader()
+
+    def state_dict(self) -> dict[str, int]:
+        """Position in the training data: samples and batches consumed, whatever has been prefetched."""
+        return {"position": self.position, "batches": self._batches_done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Continue at a saved position, also with another number of processes or another batch size."""
+        self._restored = dict(state_dict)
+
+    def teardown(self, stage: str) -> None:
+        """Report what was skipped."""
+        if self.skipped:
+            logger.warning("Skipped %d undecodable rows in this process; each is named above.", self.skipped)
+
+    def _evaluation_loaders(self, stage: Literal["validation", "test"]) -> list[SegmentationLoader]:
+        loaders = []
+        for name, vocabulary in self.evaluation_vocabularies.items():
+            source: Source | None = getattr(self.evaluation[name], stage)
+            if source is None:
+                raise InputError(
+                    f"Evaluation dataset '{name}' has no {stage} source: set data.evaluation.{name}.{stage}."
+                )
+            rows = self._rows(source, vocabulary)
+            loaders.append(self._evaluation_loader(EvaluationBatches(rows, self.evaluation_transform)))
+        return loaders
+
+    def _evaluation_loader(self, batches: EvaluationBatches) -> SegmentationLoader:
+        sampler = SectionSampler(
+            len(batches.rows.source), self.evaluation_batch_size, self.num_workers, self._rank, self._world_size
+        )
+        return self._loader(batches, sampler)
+
+    def _loader(
+        self,
+        batches: TrainingBatches | EvaluationBatches,
+        sampler: PositionSampler | SectionSampler,
+        persistent: bool = False,
+    ) -> SegmentationLoader:
+        return SegmentationLoader(
+            batches,
+            sampler=sampler,
+            # The sampler's items are whole batches.
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=persistent and self.num_workers > 0,
+            worker_init_fn=seed_worker,
+        )
+
+    def _rows(self, source: Source, vocabulary: Vocabulary, ignored: list[int] | None = None) -> LabelledRows:
+        rows = LabelledRows(source, vocabulary, self.on_error, ignored)
+        self._counted.append(rows)
+        return rows
+
+    @property
+    def _batches_done(self) -> int:
+        """Training batches that this process has finished, counted by the trainer over all resumed runs."""
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+    @property
+    def _world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+
+class PredictionData(SegmentationDataModule):
+    """Image files to be labelled with any words.
+
+    Batches are ``{"image": [uint8 (3, H, W)], "original_size": [(H0, W0)], "id": [str], "path": [str]}``; the id is the
+    path below the folder that was given, without its suffix.
+
+    Args:
+        images: Image files, folders (searched with their sub-folders), or both.
+        vocabulary: Words, one entry per class, synonyms separated by commas (``["road", "car, automobile"]``); or the
+            name of a shipped vocabulary.
+        evaluation_transform: Resizing of the images.
+        batch_size: Images per process and step.
+        num_workers: Worker processes.
+        on_error: Undecodable images: ``error`` stops, ``skip`` leaves them out, counts and logs them.
+    """
+
+    def __init__(
+        self,
+        images: list[str],
+        vocabulary: list[str] | str,
+        evaluation_transform: EvaluationTransform | None = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        on_error: Literal["error", "skip"] = "error",
+    ) -> None:
+        super().__init__(
+            evaluation_transform=evaluation_transform,
+            evaluation_batch_size=batch_size,
+            num_workers=num_workers,
+            on_error=on_error,
+        )
+        self.images = images
+        self.words = vocabulary
+
+    @property
+    def prediction_vocabulary(self) -> Vocabulary:
+        """The words, as a vocabulary.
+
+        Raises:
+            InputError: There are no words.
+        """
+        if isinstance(self.words, str):
+            return Vocabulary.load(self.words)
+        if not self.words:
+            raise InputError("The vocabulary is empty: give data.vocabulary at least one word.")
+        return Vocabulary.from_words(self.words)
+
+    @property
+    def evaluation_vocabularies(self) -> dict[str, Vocabulary]:
+        """The vocabulary of the words, under the name ``images``."""
+        return {"images": self.prediction_vocabulary}
+
+    def predict_dataloader(self) -> list[SegmentationLoader]:
+        """One loader over all images.
+
+        Raises:
+            InputError: A path does not exist, or there is no image.
+        """
+        files, ids = find_images(self.images)
+        rows = self._rows(ImageFiles(files, ids), self.prediction_vocabulary)
+        return [self._evaluation_loader(EvaluationBatches(rows, self.evaluation_transform, labelled=False))]
+
+
+def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
+    """Image files named directly or lying in folders, folders in natural order (``2.jpg`` before ``10.jpg``).
+
+    Args:
+        paths: Files and folders.
+
+    Returns:
+        The files, and for each an id: its path below the given folder without the suffix, made distinct by the
+        suffix or a number where two files would share it.
+
+    Raises:
+        InputError: A path does not exist, or there is no image at all.
+    """
+    found: list[tuple[Path, Path]] = []
+    for path in (Path(p).expanduser() for p in paths):
+        if path.is_dir():
+            files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
+            found += [(file, file.relative_to(path)) for file in sorted(files, key=_natural)]
+        elif path.is_file():
+            found.append((path, Path(path.name)))
+        else:
+            raise InputError(f"There is no image file or folder '{path}': check data.images.")
+    if not found:
+        raise InputError(
+            f"No image ({', '.join(sorted(IMAGE_SUFFIXES))}) in '{', '.join(paths)}': "
+            "set data.images to files or folders."
+        )
+    ids: dict[str, None] = {}
+    for _, name in found:
+        id, number = name.with_suffix("").as_posix(), 2
+        if id in ids:
+            id = base = name.as_posix().replace(".", "-")
+            while id in ids:
+                id, number = f"{base}-{number}", number + 1
+        ids[id] = None
+    return [file for file, _ in found], list(ids)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which digits compare as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", path.as_posix())]
+
+
+def _unseen(vocabulary: Vocabulary) -> list[int]:
+    return [] if vocabulary.seen is None else vocabulary.unseen_indices

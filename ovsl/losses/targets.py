@@ -1,0 +1,57 @@
+"""Mask targets of a batch, kept flat so that no loss loops over images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskTargets:
+    """The target masks of all images of a batch, one image after the other.
+
+    Attributes:
+        labels: Class of each mask, int64 ``(N,)``.
+        masks: Binary masks, ``(N, H, W)``, all at the padded size of the batch.
+        counts: Number of masks of each image; may be zero.
+    """
+
+    labels: Tensor
+    masks: Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def from_images(cls, labels: Sequence[Tensor], masks: Sequence[Tensor]) -> MaskTargets:
+        """Join the targets of single images.
+
+        Args:
+            labels: For each image int64 ``(G,)``.
+            masks: For each image ``(G, H, W)``, one size for all; empty ones included.
+        """
+        return cls(torch.cat(list(labels)), torch.cat(list(masks)), tuple(len(image) for image in labels))
+
+    @classmethod
+    def from_semantic(cls, semantic: Tensor, num_classes: int) -> MaskTargets:
+        """One mask for each class that an image holds, in ascending order of classes.
+
+        Args:
+            semantic: int64 ``(B, H, W)``; values outside ``0..num_classes - 1`` belong to no mask.
+            num_classes: C.
+        """
+        inside = (semantic >= 0) & (semantic < num_classes)
+        classes = torch.where(inside, semantic, num_classes).flatten(1)
+        present = torch.zeros(len(semantic), num_classes + 1, dtype=torch.bool, device=semantic.device)
+        present = present.scatter_(1, classes, True)[:, :num_classes]
+        image, labels = present.nonzero(as_tuple=True)
+        return cls(labels, semantic[image] == labels[:, None, None], tuple(present.sum(1).tolist()))
+
+    @property
+    def slots(self) -> tuple[Tensor, Tensor]:
+        """Image of each mask and its rank within the image, both int64 ``(N,)``."""
+        counts = torch.tensor(self.counts, dtype=torch.int64, device=self.labels.device)
+        image = torch.repeat_interleave(counts, output_size=len(self.labels))
+        first = counts.cumsum(0) - counts
+        return image, torch.arange(len(self.labels), device=image.device) - first[image]

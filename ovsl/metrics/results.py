@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from ovsl import __version__
 from ovsl.errors import InputError
@@ -34,7 +35,7 @@ class EvaluationResult:
     """One method, evaluated once on one dataset.
 
     Args:
-        run: Name of the run.
+        run: Name of the run; if empty, `ovsl report` takes that of its directory.
         method: Name of the method, e.g. `ZegCLIP`.
         stage: `test` or `validate`.
         dataset: Name of the evaluation dataset.
@@ -62,6 +63,12 @@ class EvaluationResult:
     def to_json(self) -> str:
         """Text of a result file; undefined figures are `null`, since JSON has no NaN."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Writes a result file, whole or not at all."""
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text(self.to_json(), encoding="utf-8")
+        partial.replace(path)
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluationResult":

@@ -141,6 +141,12 @@ def test_command_writes_table_and_chart(runs, tmp_path, capsys):
     assert Image.open(tmp_path / "out" / "chart.png").width > 400
 
 
+def test_command_line_takes_any_number_of_directories(runs, capsys):
+    report_module.main([str(runs / "baseline"), str(runs / "nested"), "--stage", "test", "--format=csv"])
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["run"] for row in rows] == ["other", "baseline"]
+
+
 def _has_color(image, color):
     wanted = [int(color[start : start + 2], 16) for start in (1, 3, 5)]
     return (image == wanted).all(axis=-1).sum() > 500

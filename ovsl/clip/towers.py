@@ -65,7 +65,6 @@ class FrozenCLIP(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self._tokenizer = SimpleTokenizer(context_length=self.context_length)
-        self._sha256: str | None = None
         self.freeze()
 
     @property
@@ -111,6 +110,7 @@ class FrozenCLIP(nn.Module):
                 raise InputError(f"No parameter of CLIP {self.name!r} has {part!r} in its name; nothing would train.")
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(any(part in name for part in trainable))
+        self._sha256: str | None = None
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FrozenCLIP:
@@ -169,12 +169,14 @@ class FrozenCLIP(nn.Module):
 
     @property
     def sha256(self) -> str:
-        """Hash of all CLIP weights as they were loaded: the identity that checkpoints record instead of the weights."""
+        """Hash of all frozen CLIP weights: the identity that checkpoints record instead of the weights."""
         if self._sha256 is None:
+            trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
             digest = hashlib.sha256()
             for name, tensor in sorted(self.model.state_dict().items()):
-                digest.update(name.encode())
-                digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+                if name not in trainable:
+                    digest.update(name.encode())
+                    digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
             self._sha256 = digest.hexdigest()
         return self._sha256
 

@@ -7,7 +7,6 @@ the same labels as the arg-max over all of them, because every class is resized 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,8 +16,11 @@ from ovsl.inference.prediction import MaskPrediction, Prediction, resize
 Predict = Callable[[Tensor], Prediction]
 
 
-@dataclass(frozen=True)
-class WholeImage:
+class Inference:
+    """How an image goes through the network: :class:`WholeImage` or :class:`SlidingWindow`."""
+
+
+class WholeImage(Inference):
     """The whole image at once.
 
     Args:
@@ -26,11 +28,11 @@ class WholeImage:
             there with the classes (SAN, panoptic FC-CLIP). Otherwise combine at input size, then resize the scores.
     """
 
-    resize_masks_first: bool = True
+    def __init__(self, resize_masks_first: bool = True) -> None:
+        self.resize_masks_first = resize_masks_first
 
 
-@dataclass(frozen=True)
-class SlidingWindow:
+class SlidingWindow(Inference):
     """Overlapping square windows, scores averaged where they overlap.
 
     A window that would pass the border is moved back inside, as all implementations of the field do.
@@ -41,9 +43,10 @@ class SlidingWindow:
         window_batch_size: Windows that go through the network together.
     """
 
-    crop_size: int = 512
-    stride: int = 426
-    window_batch_size: int = 8
+    def __init__(self, crop_size: int = 512, stride: int = 426, window_batch_size: int = 8) -> None:
+        self.crop_size = crop_size
+        self.stride = stride
+        self.window_batch_size = window_batch_size
 
     def windows(self, height: int, width: int) -> list[tuple[int, int, int, int]]:
         """Windows ``(y1, x1, y2, x2)`` in row-major order."""
@@ -60,7 +63,6 @@ class SlidingWindow:
         ]
 
 
-Inference = WholeImage | SlidingWindow
 ClassChunk = Callable[[slice], Tensor]
 
 
@@ -93,6 +95,8 @@ def semantic_labels(
             prediction.num_classes,
             class_chunk_size,
         )
+    if not isinstance(inference, SlidingWindow):
+        raise TypeError(f"Unknown inference {type(inference).__name__}.")
     windows = inference.windows(*size)
     crops = torch.cat([images[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])
     predictions = [predict(chunk) for chunk in crops.split(inference.window_batch_size * len(images))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings, b
 from ovsl.errors import InputError
 from ovsl.inference import Inference, Prediction, WholeImage, semantic_labels
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.metrics import EvaluationResult, OpenVocabularyIoU
+from ovsl.metrics import AbsentClasses, EvaluationResult, OpenVocabularyIoU
 from ovsl.vocabulary import Vocabulary
 
 Batch = dict[str, Any]
@@ -70,7 +71,7 @@ class SegmentationModule(LightningModule):
         templates: str = "imagenet_80",
         synonyms: SynonymRule = "first",
         inference: Inference = WholeImage(),  # noqa: B008 - frozen
-        absent_classes: str = "skip",
+        absent_classes: AbsentClasses = "skip",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule = PolynomialSchedule(),  # noqa: B008 - frozen
         train_clip: tuple[str, ...] = (),
@@ -89,7 +90,7 @@ class SegmentationModule(LightningModule):
         self.evaluation_results: list[EvaluationResult] = []
         self.settings: dict[str, Any] | None = None
         self._metrics = nn.ModuleList()
-        self._vocabularies: list[Vocabulary] = []
+        self.evaluation_vocabularies: list[Vocabulary] = []
         self._training_lookup: Tensor | None = None
 
     # What a method gives -----------------------------------------------------------------------------------------
@@ -175,6 +176,7 @@ class SegmentationModule(LightningModule):
         total = torch.stack(list(losses.values())).sum()
         batch_size = len(batch["id"])
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
+        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=batch_size)
         return total
 
@@ -201,40 +203,39 @@ class SegmentationModule(LightningModule):
 
     def _start_evaluation(self) -> None:
         """Make one metric for each evaluation dataset, its seen classes decided by what this model trained on."""
-        self._vocabularies = []
+        self.evaluation_vocabularies = []
         self._metrics = nn.ModuleList()
         for vocabulary in self.trainer.datamodule.evaluation_vocabularies.values():  # type: ignore[attr-defined]
-            if self.training_vocabulary is not None:
+            # An explicit split of the evaluation set stands, as in the fully supervised rows of zero-shot tables.
+            if vocabulary.seen is None and self.training_vocabulary is not None:
                 vocabulary = vocabulary.with_seen_from(self.training_vocabulary)
-            self._vocabularies.append(vocabulary)
-            self._metrics.append(
-                OpenVocabularyIoU(
-                    len(vocabulary),
-                    vocabulary.seen,
-                    vocabulary.ignore_index,
-                    absent=self.absent_classes,  # type: ignore[arg-type]
-                ).to(self.device)
-            )
+            self.evaluation_vocabularies.append(vocabulary)
+            metric = OpenVocabularyIoU(len(vocabulary), vocabulary.seen, vocabulary.ignore_index, self.absent_classes)
+            self._metrics.append(metric.to(self.device))
 
     def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> list[Tensor]:
-        labels = self.label_maps(batch, self._vocabularies[dataloader_idx])
+        labels = self.label_maps(batch, self.evaluation_vocabularies[dataloader_idx])
         metric: Any = self._metrics[dataloader_idx]
         for prediction, target in zip(labels, batch["semantic"], strict=True):
             metric.update(prediction, target)
         return labels
 
     def _finish_evaluation(self, stage: str) -> None:
-        self.evaluation_results = []
         datasets = self.trainer.datamodule.evaluation_vocabularies  # type: ignore[attr-defined]
-        for name, vocabulary, metric in zip(datasets, self._vocabularies, self._metrics, strict=True):
+        self.evaluation_results = []
+        for name, vocabulary, metric in zip(datasets, self.evaluation_vocabularies, self._metrics, strict=True):
             result = metric.result(  # type: ignore[operator]
-                method=type(self).__name__, stage=stage, dataset=name, step=self.global_step, vocabulary=vocabulary
+                run=Path(self.trainer.default_root_dir).name,
+                method=type(self).__name__,
+                stage=stage,
+                dataset=name,
+                step=self.global_step,
+                vocabulary=vocabulary,
             )
             self.evaluation_results.append(result)
             prefix = "val" if stage == "validate" else "test"
-            scalars = {f"{prefix}/{name}/{key}": value for key, value in result.metrics.items() if value is not None}
-            # Every rank logs the same value: the metric has summed its counts over all of them already.
-            self.log_dict(scalars, rank_zero_only=False, add_dataloader_idx=False)
+            # Every process logs the same value: the metric has summed its counts over all of them already.
+            self.log_dict({f"{prefix}/{name}/{key}": v for key, v in result.metrics.items() if v is not None})
 
     def on_validation_start(self) -> None:
         """Prepare the metrics."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
-@dataclass(frozen=True)
 class Schedule:
     """A constant learning rate; the base of all schedules."""
 
@@ -21,11 +20,10 @@ class Schedule:
         bases = [group["lr"] for group in optimizer.param_groups]
         return LambdaLR(optimizer, [self._factor(base, total_steps) for base in bases])
 
-    def _factor(self, base: float, total_steps: int):  # noqa: ANN202 - a closure only LambdaLR sees
+    def _factor(self, base: float, total_steps: int) -> Callable[[int], float]:
         return lambda step: self.learning_rate(base, step, total_steps) / base if base else 0.0
 
 
-@dataclass(frozen=True)
 class PolynomialSchedule(Schedule):
     """``(base - minimum) * (1 - step / total) ** power + minimum``, with an optional linear warm-up.
 
@@ -39,10 +37,13 @@ class PolynomialSchedule(Schedule):
         warmup_ratio: Factor at step 0.
     """
 
-    power: float = 0.9
-    minimum: float = 0.0
-    warmup_steps: int = 0
-    warmup_ratio: float = 1e-6
+    def __init__(
+        self, power: float = 0.9, minimum: float = 0.0, warmup_steps: int = 0, warmup_ratio: float = 1e-6
+    ) -> None:
+        self.power = power
+        self.minimum = minimum
+        self.warmup_steps = warmup_steps
+        self.warmup_ratio = warmup_ratio
 
     def learning_rate(self, base: float, step: int, total_steps: int) -> float:
         """See the class."""
@@ -53,7 +54,6 @@ class PolynomialSchedule(Schedule):
         return rate
 
 
-@dataclass(frozen=True)
 class MultiStepSchedule(Schedule):
     """Multiply by ``factor`` at each milestone.
 
@@ -62,8 +62,9 @@ class MultiStepSchedule(Schedule):
         factor: Multiplier at each of them.
     """
 
-    milestones: tuple[int, ...] = ()
-    factor: float = 0.1
+    def __init__(self, milestones: tuple[int, ...] = (), factor: float = 0.1) -> None:
+        self.milestones = milestones
+        self.factor = factor
 
     def learning_rate(self, base: float, step: int, total_steps: int) -> float:
         """See the class."""

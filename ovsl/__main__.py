@@ -1,0 +1,5 @@
+"""``python -m ovsl``."""
+
+from ovsl.cli import main
+
+raise SystemExit(main())

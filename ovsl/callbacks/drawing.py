@@ -1,0 +1,127 @@
+"""Label maps as pictures: colours, overlays, legends, sheets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from ovsl.vocabulary import Vocabulary
+
+IGNORED_COLOR = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One evaluated image.
+
+    Attributes:
+        id: Name of the image.
+        image: RGB, uint8 ``(H, W, 3)``.
+        prediction: Labels ``(H, W)``.
+        truth: Labels ``(H, W)`` or ``ignore_index``; None where there is no ground truth.
+    """
+
+    id: str
+    image: np.ndarray
+    prediction: np.ndarray
+    truth: np.ndarray | None = None
+
+
+def colorize(labels: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
+    """Labels ``(H, W)`` as RGB uint8 ``(H, W, 3)``; ignored pixels are white."""
+    colors = np.array([*vocabulary.palette, IGNORED_COLOR], dtype=np.uint8)
+    return colors[np.where(labels == vocabulary.ignore_index, len(vocabulary), labels)]
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, opacity: float = 0.55) -> np.ndarray:
+    """Blend a label map over its image, class borders in black: RGB uint8 ``(H, W, 3)``."""
+    mixed = (1 - opacity) * image + opacity * colorize(labels, vocabulary)
+    border = np.zeros(labels.shape, dtype=bool)
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    border[1:] |= labels[1:] != labels[:-1]
+    mixed[border] = 0
+    return mixed.round().astype(np.uint8)
+
+
+def legend_patches(classes: Sequence[int], vocabulary: Vocabulary) -> list[Patch]:
+    """Coloured squares with the names of classes; unseen ones are marked."""
+    patches = []
+    for index in classes:
+        unseen = vocabulary.seen is not None and not vocabulary.seen[index]
+        name = vocabulary.classes[index] + (" (unseen)" if unseen else "")
+        color = [value / 255 for value in vocabulary.palette[index]]
+        patches.append(Patch(facecolor=color, edgecolor="black", linewidth=0.5, label=name))
+    return patches
+
+
+def present_classes(maps: Sequence[np.ndarray], vocabulary: Vocabulary, most: int = 40) -> list[int]:
+    """Classes that occur in label maps, ascending; the most frequent ones where there are too many for a legend."""
+    counts = np.zeros(len(vocabulary), dtype=np.int64)
+    for labels in maps:
+        counts += np.bincount(labels[labels != vocabulary.ignore_index], minlength=len(vocabulary))[: len(vocabulary)]
+    frequent = np.argsort(-counts, kind="stable")[:most]
+    return sorted(int(index) for index in frequent if counts[index])
+
+
+def draw_sheet(pictures: Sequence[Picture], vocabulary: Vocabulary, title: str) -> np.ndarray:
+    """A sheet of pictures, a row each: image, ground truth, prediction; with a legend of class names.
+
+    Returns:
+        RGB, uint8 ``(H, W, 3)``.
+    """
+    columns = ["image", "ground truth", "prediction"]
+    if all(picture.truth is None for picture in pictures):
+        columns.remove("ground truth")
+    shown = [m for p in pictures for m in (p.truth, p.prediction) if m is not None]
+    patches = legend_patches(present_classes(shown, vocabulary), vocabulary)
+    height, width = pictures[0].image.shape[:2]
+    legend_columns = 4
+    legend_height = 0.22 * math.ceil(len(patches) / legend_columns) + 0.3
+    row_height = 2.4 * height / width + 0.06
+    figure = Figure((2.4 * len(columns) + 0.3, row_height * len(pictures) + legend_height + 0.7), layout="constrained")
+    grid = figure.subplots(len(pictures), len(columns), squeeze=False)
+    for axes, picture in zip(grid, pictures, strict=True):
+        maps = {
+            "image": picture.image,
+            "prediction": colorize(picture.prediction, vocabulary),
+            "ground truth": None if picture.truth is None else colorize(picture.truth, vocabulary),
+        }
+        for axis, column in zip(axes, columns, strict=True):
+            axis.set_axis_off()
+            if maps[column] is not None:
+                axis.imshow(maps[column], interpolation="nearest")
+    for axis, column in zip(grid[0], columns, strict=True):
+        axis.set_title(column, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(handles=patches, loc="outside lower center", ncols=legend_columns, fontsize=7, frameon=False)
+    return _rasterize(figure, dpi=110)
+
+
+def draw_overlay(picture: Picture, vocabulary: Vocabulary) -> np.ndarray:
+    """A prediction over its photo, with a legend of the classes found, largest share first: RGB uint8."""
+    height, width = picture.image.shape[:2]
+    counts = np.bincount(picture.prediction.ravel(), minlength=len(vocabulary))
+    found = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]][:30]
+    patches = legend_patches(found, vocabulary)
+    for patch, index in zip(patches, found, strict=True):
+        patch.set_label(f"{patch.get_label()}  {100 * counts[index] / counts.sum():.1f} %")
+    inches = 6.4
+    figure = Figure((inches + 2.6, max(inches * height / width, 0.25 * len(found) + 0.4)))
+    axis = figure.add_axes((0, 0, inches / (inches + 2.6), 1))
+    axis.imshow(overlay(picture.image, picture.prediction, vocabulary))
+    axis.set_axis_off()
+    figure.legend(handles=patches, loc="center right", fontsize=9, frameon=False)
+    return _rasterize(figure, dpi=110)
+
+
+def _rasterize(figure: Figure, dpi: int) -> np.ndarray:
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,35 @@
+"""Evaluation results: a table in the terminal and one file for each dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ovsl.runs import write_text
+from ovsl.tools.report import format_table
+
+
+class ResultFiles(Callback):
+    """Print the results of an evaluation and write them to ``<run directory>/results/<stage>-<dataset>.json``.
+
+    ``ovsl report`` collects these files.
+    """
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the module computed."""
+        self._write(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what the module computed."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, module: Any) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking or not module.evaluation_results:
+            return
+        folder = Path(trainer.default_root_dir) / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        for result in module.evaluation_results:
+            write_text(folder / f"{result.stage}-{result.dataset}.json", result.to_json())
+        print("\n" + format_table(module.evaluation_results), flush=True)

@@ -1,0 +1,37 @@
+"""Sine position encoding of feature maps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Encode the cells of a map by sines and cosines of their normalised coordinates.
+
+    The two-dimensional form of DETR (arXiv 2005.12872, appendix A.4) with coordinates scaled to ``(0, 2 pi]``; half of
+    the channels speak of the row, half of the column.
+
+    Args:
+        height: Rows of the map.
+        width: Columns of the map.
+        channels: Size of the encoding, divisible by 4.
+        device: Where to build it.
+
+    Returns:
+        ``(height * width, channels)`` float32, rows first.
+    """
+    half = channels // 2
+    exponents = torch.arange(half, device=device, dtype=torch.float32) // 2 * 2 / half
+    periods = 10000.0**exponents
+
+    def encode(length: int) -> Tensor:
+        steps = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+        angles = (steps / (length + 1e-6) * (2 * math.pi))[:, None] / periods
+        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1)
+
+    rows = encode(height)[:, None].expand(height, width, half)
+    columns = encode(width)[None].expand(height, width, half)
+    return torch.cat([rows, columns], dim=2).flatten(0, 1)

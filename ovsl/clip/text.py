@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,15 +24,18 @@ class TextEmbeddings:
         vectors: Unit vectors, one per class, or one per synonym when synonyms compete: ``(N, D)``.
         class_index: Class of each row, int64 ``(N,)``, ascending.
         num_classes: C.
+        seen: bool ``(C,)``, which classes count as seen in training; None when nothing is known.
     """
 
     vectors: Tensor
     class_index: Tensor
     num_classes: int
+    seen: Tensor | None = None
 
     def to(self, device: torch.device | str) -> TextEmbeddings:
         """Copy to a device."""
-        return TextEmbeddings(self.vectors.to(device), self.class_index.to(device), self.num_classes)
+        seen = None if self.seen is None else self.seen.to(device)
+        return TextEmbeddings(self.vectors.to(device), self.class_index.to(device), self.num_classes, seen)
 
     def per_class(self, scores: Tensor, dim: int = 1) -> Tensor:
         """Reduce scores of synonym rows to classes by their maximum.
@@ -57,7 +60,8 @@ class TextEmbeddings:
         """Keep some classes, renumbered in the order given."""
         rows = [torch.nonzero(self.class_index == c).flatten() for c in classes]
         index = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(r) for r in rows]))
-        return TextEmbeddings(self.vectors[torch.cat(rows)], index.to(self.class_index.device), len(classes))
+        seen = None if self.seen is None else self.seen[list(classes)]
+        return TextEmbeddings(self.vectors[torch.cat(rows)], index.to(self.class_index.device), len(classes), seen)
 
 
 class TextClassifier:
@@ -91,7 +95,9 @@ class TextClassifier:
         device = self.clip.mean.device
         if self._cache[names].vectors.device != device:
             self._cache[names] = self._cache[names].to(device)
-        return self._cache[names]
+        if vocabulary.seen is None:
+            return self._cache[names]
+        return replace(self._cache[names], seen=torch.tensor(vocabulary.seen, device=device))
 
     def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
         """All prompts, order class, synonym, template."""

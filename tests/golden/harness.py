@@ -7,6 +7,7 @@ from ``meta.json`` and gives back every recorded tensor under its recorded name:
 - ``compute(case) -> dict[str, Tensor]``
 - ``INPUTS``: names (regular expressions) that the case gives and the method only reads
 - ``NOT_COMPUTED``: names (regular expressions) with the reason why the method has no such tensor
+- ``TOLERANCES`` (optional): names (regular expressions) whose tolerance is another than the usual
 
 A recorded tensor that is in none of the three fails the case, and so does an option that the method does not support.
 """
@@ -107,7 +108,11 @@ def compare(case: Case) -> list[Comparison]:
             continue
         found = computed[name].detach()
         assert found.shape == expected.shape, f"{case}: {name!r} is {tuple(found.shape)}, not {tuple(expected.shape)}"
-        comparisons.append(Comparison(name, *_difference(name, found, expected)))
+        relative, tolerance = _difference(name, found, expected)
+        for pattern, own_tolerance in getattr(adapter, "TOLERANCES", {}).items():
+            if re.fullmatch(pattern, name):
+                tolerance = own_tolerance
+        comparisons.append(Comparison(name, relative, tolerance))
     unknown = computed.keys() - recorded.keys()
     assert not unknown, f"{case}: computed but not recorded: {sorted(unknown)}"
     return comparisons

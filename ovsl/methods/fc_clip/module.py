@@ -1,0 +1,253 @@
+"""FC-CLIP as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ovsl.clip import SynonymRule, TextEmbeddings, convolutional
+from ovsl.errors import InputError
+from ovsl.inference import MaskPrediction, resize
+from ovsl.inference.ensemble import geometric_ensemble
+from ovsl.layers import MaskedAttentionDecoder, PixelDecoder
+from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.fc_clip.network import FCCLIPNetwork
+from ovsl.methods.schedules import MultiStepSchedule, Schedule
+from ovsl.vocabulary import Vocabulary
+
+STRIDE = 32
+"""Images are padded to multiples of this, the stride of the coarsest map."""
+
+
+@dataclass
+class PixelDecoderSettings:
+    """Sizes of the pixel decoder; see :class:`~ovsl.layers.PixelDecoder`.
+
+    Args:
+        width: Channels of the multi-scale features, divisible by 32.
+        num_heads: Heads of the deformable attention.
+        num_points: Points per head and level.
+        num_layers: Number of encoder layers.
+        feed_forward: Hidden size of their perceptrons.
+    """
+
+    width: int = 256
+    num_heads: int = 8
+    num_points: int = 4
+    num_layers: int = 6
+    feed_forward: int = 1024
+
+
+@dataclass
+class MaskDecoderSettings:
+    """Sizes of the mask decoder; see :class:`~ovsl.layers.MaskedAttentionDecoder`.
+
+    Args:
+        width: Size of the queries, and channels of the mask features.
+        num_queries: Number of queries.
+        num_heads: Heads of the attentions.
+        num_layers: Number of layers.
+        feed_forward: Hidden size of their perceptrons.
+    """
+
+    width: int = 256
+    num_queries: int = 250
+    num_heads: int = 8
+    num_layers: int = 9
+    feed_forward: int = 2048
+
+
+class FCCLIP(SegmentationModule):
+    """Masks and two classifiers from one frozen convolutional CLIP.
+
+    Yu, He, Deng, Shen, Chen: *Convolutions Die Hard: Open-Vocabulary Segmentation with Single Frozen Convolutional
+    CLIP*, NeurIPS 2023, https://arxiv.org/abs/2308.02487. A Mask2Former decoder reads the multi-scale maps of the
+    frozen image tower and predicts masks. Each mask is classified twice by cosine with the texts: by a trained head
+    (in-vocabulary) and by the tower's own features pooled inside the mask (out-of-vocabulary); the two meet in a
+    geometric mean that trusts the frozen CLIP more for unseen classes. Evaluates semantic, panoptic and instance
+    segmentation. Images of any size; padding to a multiple of 32 is part of the model.
+
+    Args:
+        clip: A convolutional CLIP: ``convnext_large_d_320`` in the paper, any open_clip ConvNeXt or ResNet here.
+        pixel_decoder: Sizes of the pixel decoder.
+        mask_decoder: Sizes of the mask decoder.
+        seen_exponent: Share of the frozen CLIP in the ensemble for classes seen in training (alpha).
+        unseen_exponent: Its share for all others (beta).
+        ensemble_on_valid_masks: Leave the frozen CLIP out for masks that are empty at stride 32; the published
+            ResNet models need it, the published ConvNeXt model does not use it.
+        class_weight: Weight of the classification loss and matching cost.
+        mask_weight: Weight of the binary cross entropy of masks, in loss and matching.
+        dice_weight: Weight of the dice loss and matching cost.
+        no_object_weight: Class weight of unmatched queries.
+        num_points: Points at which masks are compared.
+        templates: Prompt template set.
+        synonyms: How the names of one class are merged.
+        schedule: Learning-rate schedule; the published run of 368,750 steps drops at 327,778 and 355,092.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(model="toy_convnext"),  # noqa: B008 - never mutated
+        pixel_decoder: PixelDecoderSettings = PixelDecoderSettings(),  # noqa: B008 - never mutated
+        mask_decoder: MaskDecoderSettings = MaskDecoderSettings(),  # noqa: B008 - never mutated
+        seen_exponent: float = 0.4,
+        unseen_exponent: float = 0.8,
+        ensemble_on_valid_masks: bool = False,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        templates: str = "vild_14",
+        synonyms: SynonymRule = "max",
+        schedule: Schedule = MultiStepSchedule(milestones=(327_778, 355_092)),  # noqa: B008 - frozen
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(clip=clip, templates=templates, synonyms=synonyms, schedule=schedule, **kwargs)
+        if not convolutional.is_convolutional(self.clip.visual):
+            raise InputError(
+                f"FCCLIP needs a convolutional CLIP; {self.clip.name!r} is none: "
+                "set model.clip.model to toy_convnext, convnext_large_d_320, RN50 or the like."
+            )
+        self.network = FCCLIPNetwork(
+            PixelDecoder(
+                convolutional.stage_channels(self.clip.visual),
+                pixel_decoder.width,
+                mask_decoder.width,
+                pixel_decoder.num_heads,
+                pixel_decoder.num_points,
+                pixel_decoder.num_layers,
+                pixel_decoder.feed_forward,
+            ),
+            MaskedAttentionDecoder(
+                pixel_decoder.width,
+                mask_decoder.width,
+                mask_decoder.num_queries,
+                mask_decoder.num_heads,
+                mask_decoder.num_layers,
+                mask_decoder.feed_forward,
+            ),
+            self.clip.embedding_dimension,
+        )
+        self.seen_exponent = seen_exponent
+        self.unseen_exponent = unseen_exponent
+        self.ensemble_on_valid_masks = ensemble_on_valid_masks
+        self.criterion = MaskSetCriterion(
+            HungarianMatcher(class_weight, mask_weight, dice_weight, num_points),
+            class_weight,
+            mask_weight,
+            dice_weight,
+            no_object_weight,
+            num_points,
+        )
+
+    def backbone_features(self, images: Tensor) -> list[Tensor]:
+        """Maps of the frozen tower: normalised ``(B, 3, H, W)`` -> stride 4, 8, 16 and 32, without gradient."""
+        with torch.no_grad():
+            stages = convolutional.stage_features(self.clip.visual, images)
+        return [stages[name] for name in ("res2", "res3", "res4", "res5")]
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
+        """Masks with ensembled class probabilities; see :meth:`SegmentationModule.forward`.
+
+        Classes whose ``text.seen`` is unknown count as seen.
+        """
+        padded = pad_to_multiple(self.clip.normalize(images), STRIDE)
+        features = self.backbone_features(padded)
+        class_logits, mask_logits = self.network(features, text)[-1]
+        return self.ensemble(features[-1], class_logits, mask_logits, text, (padded.shape[2], padded.shape[3]))
+
+    def ensemble(
+        self,
+        coarsest: Tensor,
+        class_logits: Tensor,
+        mask_logits: Tensor,
+        text: TextEmbeddings,
+        padded_size: tuple[int, int],
+    ) -> MaskPrediction:
+        """Merge the two classifiers (paper, section 3.3).
+
+        Args:
+            coarsest: The tower's last map, ``(B, channels, H/32, W/32)``.
+            class_logits: Of the trained classifier, ``(B, Q, C + 1)``.
+            mask_logits: ``(B, Q, H/4, W/4)``.
+            text: Text embeddings of C classes.
+            padded_size: ``(H, W)``.
+        """
+        masks = pooling_masks(mask_logits, coarsest)
+        frozen_logits = self.out_of_vocabulary_logits(coarsest, masks, text)
+        seen = text.seen
+        if seen is None:
+            seen = torch.ones(text.num_classes, dtype=torch.bool, device=class_logits.device)
+        probabilities = geometric_ensemble(
+            class_logits,
+            frozen_logits[..., :-1],
+            seen,
+            self.seen_exponent,
+            self.unseen_exponent,
+            masks.flatten(2).any(-1) if self.ensemble_on_valid_masks else None,
+        )
+        return MaskPrediction(mask_logits.float(), probabilities[..., :-1], probabilities[..., -1], padded_size)
+
+    def out_of_vocabulary_logits(self, coarsest: Tensor, masks: Tensor, text: TextEmbeddings) -> Tensor:
+        """Class logits of the frozen CLIP for regions of its last map: ``(B, Q, C + 1)``, void last."""
+        embeddings = convolutional.embed_masks(self.clip.visual, coarsest, masks)
+        return self.network.classify(embeddings, text, self.clip.model.logit_scale)  # type: ignore[arg-type]
+
+    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
+        """See :meth:`SegmentationModule.label_maps`; the classes seen in training steer the ensemble."""
+        return super().label_maps(batch, self.with_seen(vocabulary))
+
+    def with_seen(self, vocabulary: Vocabulary) -> Vocabulary:
+        """Mark the classes that share a name with a class this model trained on (paper, section 3.3)."""
+        return vocabulary if self.training_vocabulary is None else vocabulary.with_seen_from(self.training_vocabulary)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Classification, mask and dice losses of every prediction; labels of unseen classes belong to no mask."""
+        semantic = self.training_targets(batch["semantic"])
+        text = self.training_text()
+        padded = pad_to_multiple(self.clip.normalize(batch["image"]), STRIDE)
+        ignored = self._require_training_vocabulary().ignore_index
+        targets = MaskTargets.from_semantic(pad_to_multiple(semantic, STRIDE, ignored), text.num_classes)
+        return self.set_losses(padded, text, targets)
+
+    def set_losses(
+        self, images: Tensor, text: TextEmbeddings, targets: MaskTargets, draw: Draw = torch.rand
+    ) -> dict[str, Tensor]:
+        """Losses of normalised, padded images ``(B, 3, H, W)`` against masks of the same size."""
+        predictions = self.network(self.backbone_features(images), text, intermediate=True)
+        return self.criterion(predictions, targets, draw)
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Norms and embeddings go without weight decay, as released: all but the pixel decoder's level embedding."""
+        exempt = {
+            id(parameter)
+            for module in self.network.modules()
+            if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+            for parameter in module.parameters(recurse=False)
+        }
+        decoder = self.network.mask_decoder
+        embeddings = (decoder.query_features, decoder.query_positions, decoder.level_embedding)
+        exempt |= {id(parameter) for parameter in (*embeddings, self.network.void_embedding)}
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        yield {"params": [p for p in trainable if id(p) not in exempt], "name": "weights"}
+        without_decay = [p for p in trainable if id(p) in exempt]
+        yield {"params": without_decay, "weight_decay": 0.0, "name": "norms_and_embeddings"}
+
+
+def pooling_masks(mask_logits: Tensor, coarsest: Tensor) -> Tensor:
+    """Cells of the tower's last map that lie in each mask: bool ``(B, Q, h, w)``."""
+    return resize(mask_logits, (coarsest.shape[2], coarsest.shape[3])) > 0
+
+
+def pad_to_multiple(maps: Tensor, divisor: int, value: float = 0) -> Tensor:
+    """Pad ``(..., H, W)`` at the bottom and right so that the divisor divides both sides."""
+    height, width = maps.shape[-2:]
+    return functional.pad(maps, (0, -width % divisor, 0, -height % divisor), value=value)

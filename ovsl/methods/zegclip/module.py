@@ -1,0 +1,257 @@
+"""ZegCLIP as a LightningModule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.clip import TextEmbeddings
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
+from ovsl.losses.dice import count_masks, dice_loss
+from ovsl.losses.focal import sigmoid_focal_loss
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.schedules import PolynomialSchedule, Schedule
+from ovsl.methods.zegclip.network import AttentionToMaskDecoder, AttentionToMaskLayer, PromptedEncoder, ZegCLIPNetwork
+
+IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
+IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+
+
+class ZegCLIP(SegmentationModule):
+    """One-stage zero-shot segmentation with deep prompts, independent class masks and relationship descriptors.
+
+    Zhou, Lei, Zhang, Liu, Liu: *ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation*, CVPR 2023,
+    https://arxiv.org/abs/2212.03588. A frozen CLIP vision transformer with learned prompts in every block gives patch
+    and image embeddings; text embeddings, multiplied with the image embedding, query a small decoder whose attention
+    logits are the class masks; sigmoid focal and dice losses train them independently of one another, so that an
+    unseen class added at test time competes with nothing it was pushed below.
+
+    The three settings of the paper: **inductive** is the default, with a zero-shot split of the training vocabulary;
+    **transductive** sets ``self_training_start`` (and starts within one run, or from ``initial_checkpoint``); **fully
+    supervised** is a training vocabulary without a split. The rows of its ablation: ``num_prompts: 0``,
+    ``loss: exclusive`` and ``relationship_descriptor: false`` together are the baseline on a frozen CLIP, and with
+    ``train_clip: [visual.]`` the fine-tuned one.
+
+    Args:
+        clip: The CLIP; its image tower has to be a vision transformer with a class token.
+        num_prompts: Prompt tokens in a block: 10 for VOC, 100 for COCO-Stuff; 0 for none.
+        deep_prompt_layers: Blocks after the first with prompts of their own; None for all, 0 for shallow prompts,
+            negative for the last blocks only.
+        relationship_descriptor: Query with ``[text * image, text]`` and not with the text alone.
+        loss: ``non_exclusive`` (focal and dice on sigmoids) or ``exclusive`` (softmax and cross entropy, which
+            ignores pixels without a label).
+        focal_weight: Weight of the focal loss.
+        dice_weight: Weight of the dice loss.
+        seen_offset: Subtracted from the scores of seen classes at test time, except with self-training.
+        self_training_start: Step from which pixels of unseen classes are labelled with the best unseen class of the
+            same forward pass; 0 with an inductive ``initial_checkpoint``. None for the other two settings.
+        initial_checkpoint: Checkpoint of this method whose weights a new run starts from; optimiser and schedule
+            start afresh.
+        decoder_layers: Layers of the decoder.
+        decoder_heads: Attention heads of the decoder.
+        decoder_ffn_dim: Hidden width of the decoder's feed-forward networks.
+        dropout: Dropout of prompts and decoder.
+        normalization: ``imagenet`` mean and standard deviation, as published, or those of the ``clip``.
+        repeat_class_embedding: Add the class embedding of the tower twice, as the official code does.
+        position_mode: Interpolation of position embeddings.
+        round_text: Round text embeddings to half precision, in which the official ones are stored.
+        templates: ``single`` for VOC, ``zegclip_15`` for COCO-Stuff and PASCAL Context.
+        inference: Windows of the published tables, on images whose short side is 512.
+        optimizer: One group: everything that trains has the same rate and decay in the published recipe.
+        schedule: Published schedule.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        num_prompts: int = 10,
+        deep_prompt_layers: int | None = None,
+        relationship_descriptor: bool = True,
+        loss: Literal["non_exclusive", "exclusive"] = "non_exclusive",
+        focal_weight: float = 100.0,
+        dice_weight: float = 1.0,
+        seen_offset: float = 0.1,
+        self_training_start: int | None = None,
+        initial_checkpoint: str | None = None,
+        decoder_layers: int = 3,
+        decoder_heads: int = 8,
+        decoder_ffn_dim: int = 2048,
+        dropout: float = 0.1,
+        normalization: Literal["imagenet", "clip"] = "imagenet",
+        repeat_class_embedding: bool = True,
+        position_mode: Literal["bilinear", "bicubic"] = "bilinear",
+        round_text: bool = True,
+        templates: str = "single",
+        inference: Inference = SlidingWindow(crop_size=512, stride=426),  # noqa: B008 - never mutated
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=2e-4, weight_decay=0.01),
+        schedule: Schedule = PolynomialSchedule(0.9, 1e-6, 1500, 1e-6),  # noqa: B008 - never mutated
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
+        )
+        visual = self.clip.visual
+        if not hasattr(visual, "class_embedding"):
+            raise InputError(
+                f"ZegCLIP needs a CLIP with a vision transformer and a class token; {self.clip.name!r} has none."
+            )
+        num_layers = len(visual.transformer.resblocks)
+        if deep_prompt_layers is None:
+            deep_prompt_layers = num_layers - 1
+        if not -num_layers <= deep_prompt_layers < num_layers:
+            raise InputError(
+                f"deep_prompt_layers is {deep_prompt_layers}, but the image tower of {self.clip.name!r} has "
+                f"{num_layers} blocks; give a number from {-num_layers} to {num_layers - 1}."
+            )
+        dim = visual.proj.shape[1]
+        if dim % decoder_heads:
+            raise InputError(f"decoder_heads is {decoder_heads}, which does not divide CLIP's embedding size {dim}.")
+        self.network = ZegCLIPNetwork(
+            PromptedEncoder(
+                width=visual.conv1.out_channels,
+                num_layers=num_layers,
+                patch_size=visual.conv1.kernel_size[0],
+                num_prompts=num_prompts,
+                deep_layers=deep_prompt_layers,
+                dropout=dropout,
+                repeat_class_embedding=repeat_class_embedding,
+                position_mode=position_mode,
+            ),
+            AttentionToMaskDecoder(
+                dim, decoder_layers, decoder_heads, decoder_ffn_dim, dropout, relationship_descriptor
+            ),
+        )
+        if normalization == "imagenet":
+            self.clip.mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+            self.clip.std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        self.loss = loss
+        self.focal_weight = focal_weight
+        self.dice_weight = dice_weight
+        self.seen_offset = seen_offset
+        self.self_training_start = self_training_start
+        self.initial_checkpoint = initial_checkpoint
+        self.round_text = round_text
+        # Data-parallel training waits for the gradient of every parameter that it is not told to leave alone.
+        self._ddp_params_and_buffers_to_ignore = self._without_gradient()
+
+    # Scores --------------------------------------------------------------------------------------------------------
+
+    def mask_logits(self, images: Tensor, text: TextEmbeddings) -> Tensor:
+        """Mask logits on the patch grid: images ``(B, 3, H, W)`` -> ``(B, C, h, w)``."""
+        vectors = text.vectors.half().float() if self.round_text else text.vectors
+        logits = self.network(self.clip.visual, self.clip.normalize(images), vectors)
+        return text.per_class(logits.float())
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Mask probabilities, those of seen classes lowered; see :meth:`SegmentationModule.forward`."""
+        logits = self.mask_logits(images, text)
+        offset = None
+        if text.seen is not None and self.self_training_start is None:
+            offset = self.seen_offset * text.seen.to(logits.dtype)
+        if self.loss == "exclusive":
+            return DensePrediction(logits.softmax(dim=1), class_offset=offset)
+        return DensePrediction(logits, "sigmoid", offset)
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    @property
+    def self_training(self) -> bool:
+        """Whether pixels of unseen classes are trained on with pseudo-labels at this step."""
+        return self.self_training_start is not None and self.global_step >= self.self_training_start
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Focal and dice loss, or cross entropy, of the fed classes; see :meth:`SegmentationModule.losses`."""
+        logits, labels, ignore_index = self.training_pair(batch)
+        if self._trainer is not None:
+            self.log("train/pixel_accuracy", pixel_accuracy(logits, labels, ignore_index), batch_size=len(labels))
+        if self.loss == "exclusive":
+            # A batch without a single labelled pixel gives zero, not the NaN of an empty mean.
+            total = functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+            return {"cross_entropy": total / (labels != ignore_index).sum().clamp(min=1)}
+        num_masks = count_masks(labels, logits.shape[1])
+        return {
+            "focal": self.focal_weight * sigmoid_focal_loss(logits, labels, num_masks),
+            "dice": self.dice_weight * dice_loss(logits, labels, num_masks),
+        }
+
+    def training_pair(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
+        """What the losses compare.
+
+        Returns:
+            Logits ``(B, C, H, W)`` at the size of the labels, of the seen classes or, in self-training, of all;
+            labels int64 ``(B, H, W)`` in the same order, pseudo-labels written in; and the ignored label.
+        """
+        vocabulary = self._require_training_vocabulary()
+        semantic, ignore_index = batch["semantic"], vocabulary.ignore_index
+        targets = self.training_targets(semantic)
+        text = self.text_classifier(vocabulary) if self.self_training else self.training_text()
+        logits = resize(self.mask_logits(batch["image"], text), (semantic.shape[1], semantic.shape[2]))
+        if not self.self_training:
+            return logits, targets, ignore_index
+        if not vocabulary.unseen_indices:
+            raise InputError(
+                f"Self-training needs unseen classes, but the training vocabulary {vocabulary.name!r} has none; choose "
+                "a zero-shot split, or leave `self_training_start` out."
+            )
+        hidden = (targets == ignore_index) & (semantic != ignore_index)
+        pseudo = pseudo_labels(logits.detach(), torch.tensor(vocabulary.unseen_indices, device=logits.device))
+        return logits, torch.where(hidden, pseudo, semantic), ignore_index
+
+    def setup(self, stage: str) -> None:
+        """Also load ``initial_checkpoint`` before a run starts; a resumed run overwrites it with its own weights."""
+        hides_unseen = stage == "fit" and getattr(self.trainer.datamodule, "ignore_unseen", False)  # type: ignore[attr-defined]
+        if hides_unseen and self.self_training_start is not None:
+            raise InputError(
+                "Self-training has to know where unseen classes are; set `data.ignore_unseen: false` "
+                "(their labels are used for nothing else)."
+            )
+        if stage == "fit" and self.initial_checkpoint is not None:
+            path = Path(self.initial_checkpoint)
+            if not path.is_file():
+                raise InputError(f"There is no checkpoint {str(path)!r}; give the file that an inductive run wrote.")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            self.on_load_checkpoint(checkpoint)
+            self.load_state_dict(checkpoint["state_dict"], strict=False)
+        super().setup(stage)
+
+    def _without_gradient(self) -> list[str]:
+        """Names of trainable parameters that no output depends on: see :class:`AttentionToMaskLayer`."""
+        count = len(self.network.decoder.layers)
+        unused = [(i, part) for i in range(count) for part in AttentionToMaskLayer.unused]
+        unused += [(count - 1, part) for part in AttentionToMaskLayer.unused_in_last]
+        prefixes = tuple(f"network.decoder.layers.{i}.{part}." for i, part in unused)
+        return [name for name, _ in self.named_parameters() if name.startswith(prefixes)]
+
+
+def pseudo_labels(logits: Tensor, unseen: Tensor) -> Tensor:
+    """The best unseen class of every pixel.
+
+    Args:
+        logits: ``(B, C, H, W)``.
+        unseen: Indices of the unseen classes, ascending, int64 ``(U,)``.
+
+    Returns:
+        int64 ``(B, H, W)``.
+    """
+    # Of the probabilities, not of the logits, so that classes that both saturate tie as they do officially.
+    return unseen[logits[:, unseen].sigmoid().argmax(dim=1)]
+
+
+def pixel_accuracy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Share of labelled pixels whose best class is right, in percent; 100 when no pixel has a label.
+
+    Args:
+        logits: ``(B, C, H, W)``.
+        labels: int64 ``(B, H, W)``.
+        ignore_index: Label of pixels that do not count.
+    """
+    labelled = labels != ignore_index
+    wrong = (logits.argmax(dim=1) != labels) & labelled
+    return 100 - 100 * wrong.sum() / labelled.sum().clamp(min=1)

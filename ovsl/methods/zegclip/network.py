@@ -1,0 +1,305 @@
+"""The network of ZegCLIP: a CLIP vision transformer with visual prompts, and a decoder whose attention is the mask.
+
+The CLIP image tower is handed to every call and is not a part of the module tree here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ovsl.clip import vit
+
+
+class PromptedEncoder(nn.Module):
+    """CLIP's vision transformer with learned prompt tokens between the class token and the patches (section 3.2).
+
+    Every prompt goes through one shared projection. Deep prompts replace the outputs of the prompts of the block
+    before; they follow ``ln_pre`` and have no position embedding.
+
+    Args:
+        width: Token width W of the tower.
+        num_layers: Number of blocks of the tower.
+        patch_size: Side of a patch in pixels; scales the initial values of the prompts.
+        num_prompts: Number of prompt tokens M in a block; 0 leaves the tower as it is.
+        deep_layers: Blocks after the first that get prompts of their own. 0: the prompts of the first block flow
+            through all others (shallow). Negative: prompts in the last ``-deep_layers`` blocks only.
+        dropout: Dropout of the projected prompts.
+        repeat_class_embedding: Add the class embedding twice, as the official code does; its prompts were trained
+            with it.
+        position_mode: Interpolation of the position embeddings.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        patch_size: int,
+        num_prompts: int = 10,
+        deep_layers: int = 11,
+        dropout: float = 0.1,
+        repeat_class_embedding: bool = True,
+        position_mode: Literal["bilinear", "bicubic"] = "bilinear",
+    ) -> None:
+        super().__init__()
+        self.num_prompts = num_prompts
+        self.deep_layers = deep_layers
+        self.first_block = max(num_layers + deep_layers, 0) if deep_layers < 0 else 0
+        self.repeat_class_embedding = repeat_class_embedding
+        self.position_mode: Literal["bilinear", "bicubic"] = position_mode
+        if num_prompts == 0:
+            return
+        bound = math.sqrt(6 / (3 * patch_size**2 + width))
+        if deep_layers >= 0:
+            self.prompt_embeddings = nn.Parameter(torch.empty(1, num_prompts, width).uniform_(-bound, bound))
+        if deep_layers != 0:
+            deep = torch.empty(abs(deep_layers), num_prompts, width).uniform_(-bound, bound)
+            self.deep_prompt_embeddings = nn.Parameter(deep)
+            self.prompt_norm = nn.LayerNorm(width, eps=1e-6)
+        self.prompt_proj = nn.Linear(width, width)
+        nn.init.kaiming_normal_(self.prompt_proj.weight, mode="fan_out")
+        self.prompt_dropout = nn.Dropout(dropout)
+
+    @property
+    def has_prompt_norm(self) -> bool:
+        """Whether the tokens of the last block are normed once more; only with deep prompts."""
+        return self.num_prompts > 0 and self.deep_layers != 0
+
+    def prompts(self) -> Tensor:
+        """Projected prompts ``(P, M, W)``, one entry for each of the P blocks that gets new ones."""
+        embeddings: list[Tensor] = []
+        if self.deep_layers >= 0:
+            embeddings.append(self.prompt_embeddings)
+        if self.deep_layers != 0:
+            embeddings.append(self.deep_prompt_embeddings)
+        return self.prompt_proj(torch.cat(embeddings))
+
+    def embed(self, visual: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens that enter the first block, prompts left out.
+
+        Args:
+            visual: open_clip ``VisionTransformer`` with a class token.
+            images: Normalised ``(B, 3, H, W)``.
+
+        Returns:
+            Class and patch tokens ``(B, 1 + h*w, W)`` after ``ln_pre``, and the grid ``(h, w)``.
+        """
+        patches = visual.conv1(images)
+        grid = (patches.shape[2], patches.shape[3])
+        patches = patches.flatten(2).transpose(1, 2)
+        positions = vit.interpolate_positions(visual.positional_embedding, grid, self.position_mode)
+        class_token = visual.class_embedding * (2 if self.repeat_class_embedding else 1) + positions[0]
+        tokens = torch.cat([class_token.expand(patches.shape[0], 1, -1), patches + positions[1:]], dim=1)
+        return visual.ln_pre(tokens), grid
+
+    def intermediate_tokens(self, visual: Any, tokens: Tensor) -> Iterator[Tensor]:
+        """Yield the tokens after every block: class, prompts (where the block has them), patches.
+
+        Args:
+            visual: open_clip ``VisionTransformer``.
+            tokens: Output of :meth:`embed`.
+        """
+        batch, num_patches = tokens.shape[0], tokens.shape[1] - 1
+        # Dropout is drawn for each image, so it comes after the expansion over the batch.
+        prompts = self.prompt_dropout(self.prompts()[:, None].expand(-1, batch, -1, -1)) if self.num_prompts else ()
+        for index, block in enumerate(visual.transformer.resblocks):
+            row = index - self.first_block
+            if 0 <= row < len(prompts):
+                tokens = torch.cat([tokens[:, :1], prompts[row], tokens[:, -num_patches:]], dim=1)
+            elif row == len(prompts) and self.deep_layers != 0:
+                tokens = torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1)
+            tokens = vit.run_block(block, tokens)
+            yield tokens
+
+    def project(self, visual: Any, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Bring the tokens of the last block to the joint space.
+
+        Returns:
+            Unit patch embeddings ``(B, D, h, w)`` and unit image embeddings ``(B, D)``.
+        """
+        if self.has_prompt_norm:
+            tokens = self.prompt_norm(tokens)
+        embeddings = visual.ln_post(tokens) @ visual.proj
+        embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)
+        patches = embeddings[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+        return patches, embeddings[:, 0]
+
+    def forward(self, visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images.
+
+        Args:
+            visual: open_clip ``VisionTransformer`` with a class token.
+            images: Normalised ``(B, 3, H, W)``.
+
+        Returns:
+            Unit patch embeddings ``(B, D, h, w)`` and unit image embeddings ``(B, D)``.
+        """
+        embedded, grid = self.embed(visual, images)
+        for tokens in self.intermediate_tokens(visual, embedded):
+            last = tokens
+        return self.project(visual, last, grid)
+
+
+class CrossAttention(nn.Module):
+    """The four projections of multi-head cross-attention under the names of the official release."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+
+class AttentionToMaskLayer(nn.Module):
+    """A decoder layer whose attention logits, averaged over heads, are masks (SegViT's attention-to-mask).
+
+    Post-norm, with no self-attention between queries. ``self_attn`` and ``norm1`` are never used: the official layer
+    inherits them, and its checkpoints and the published parameter count hold them.
+
+    Args:
+        dim: Width D.
+        num_heads: Attention heads.
+        ffn_dim: Hidden width of the feed-forward network.
+        dropout: Dropout of attention weights, residual branches and the hidden layer.
+    """
+
+    unused = ("self_attn", "norm1")
+    unused_in_last = ("multihead_attn.v", "multihead_attn.proj", "linear1", "linear2", "norm2", "norm3")
+
+    def __init__(self, dim: int, num_heads: int = 8, ffn_dim: int = 2048, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.multihead_attn = CrossAttention(dim)
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.self_attn = nn.MultiheadAttention(dim, num_heads)
+        self.norm1 = nn.LayerNorm(dim)
+
+    def mask_logits(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """Attention logits before the softmax, mean over heads.
+
+        Args:
+            queries: ``(B, C, D)``.
+            memory: Patch embeddings ``(B, N, D)``.
+
+        Returns:
+            ``(B, C, N)``.
+        """
+        query, key = self.multihead_attn.q(queries), self.multihead_attn.k(memory)
+        # The mean of the heads' dot products is the dot product over all channels, divided by the number of heads.
+        scale = 1 / (self.num_heads * math.sqrt(query.shape[-1] // self.num_heads))
+        return scale * query @ key.transpose(1, 2)
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """Update the queries; shapes as in :meth:`mask_logits`, returns ``(B, C, D)``."""
+        attention = self.multihead_attn
+        query, key, value = (
+            projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projected in (attention.q(queries), attention.k(memory), attention.v(memory))
+        )
+        dropout = self.dropout.p if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        queries = self.norm2(queries + self.dropout(attention.proj(mixed.transpose(1, 2).flatten(2))))
+        hidden = self.dropout(functional.relu(self.linear1(queries)))
+        return self.norm3(queries + self.dropout(self.linear2(hidden)))
+
+
+class AttentionToMaskDecoder(nn.Module):
+    """Class queries to class masks (sections 3.1 and 3.4).
+
+    Args:
+        dim: Size D of the joint image-text space.
+        num_layers: Decoder layers; the attention logits of the last one are the masks.
+        num_heads: Attention heads.
+        ffn_dim: Hidden width of the feed-forward networks.
+        dropout: See :class:`AttentionToMaskLayer`.
+        relationship_descriptor: Query with ``[text * image, text]`` (section 3.4, equation 7) and not with the text
+            alone.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_layers: int = 3,
+        num_heads: int = 8,
+        ffn_dim: int = 2048,
+        dropout: float = 0.1,
+        relationship_descriptor: bool = True,
+    ) -> None:
+        super().__init__()
+        self.relationship_descriptor = relationship_descriptor
+        self.q_proj = nn.Linear(2 * dim if relationship_descriptor else dim, dim)
+        # The official layers start as copies of one another, with PyTorch's own initial values.
+        layer = AttentionToMaskLayer(dim, num_heads, ffn_dim, dropout)
+        self.layers = nn.ModuleList(deepcopy(layer) for _ in range(num_layers))
+
+    def descriptors(self, text: Tensor, image_embeddings: Tensor) -> Tensor:
+        """What the queries are made of.
+
+        Args:
+            text: Unit text embeddings ``(C, D)``.
+            image_embeddings: Unit image embeddings ``(B, D)``.
+
+        Returns:
+            ``(B, C, 2D)`` with the relationship descriptor, ``(B, C, D)`` without.
+        """
+        classes = text.expand(image_embeddings.shape[0], -1, -1)
+        if not self.relationship_descriptor:
+            return classes
+        return torch.cat([text * image_embeddings[:, None], classes], dim=-1)
+
+    def forward(self, text: Tensor, patches: Tensor, image_embeddings: Tensor) -> Tensor:
+        """Mask logits on the patch grid.
+
+        Args:
+            text: Unit text embeddings ``(C, D)``.
+            patches: Unit patch embeddings ``(B, D, h, w)``.
+            image_embeddings: Unit image embeddings ``(B, D)``.
+
+        Returns:
+            ``(B, C, h, w)``.
+        """
+        memory = patches.flatten(2).transpose(1, 2)
+        queries = self.q_proj(self.descriptors(text, image_embeddings))
+        *first, last = self.layers
+        for layer in first:
+            queries = layer(queries, memory)
+        # What else the last layer has (values, feed-forward network) reaches no output.
+        return last.mask_logits(queries, memory).unflatten(2, patches.shape[2:])  # type: ignore[operator]
+
+
+class ZegCLIPNetwork(nn.Module):
+    """Prompted encoder and decoder.
+
+    Args:
+        encoder: The encoder.
+        decoder: The decoder.
+    """
+
+    def __init__(self, encoder: PromptedEncoder, decoder: AttentionToMaskDecoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+
+    def forward(self, visual: Any, images: Tensor, text: Tensor) -> Tensor:
+        """Mask logits of every class.
+
+        Args:
+            visual: open_clip ``VisionTransformer``.
+            images: Normalised ``(B, 3, H, W)``.
+            text: Unit text embeddings ``(C, D)``.
+
+        Returns:
+            ``(B, C, h, w)``.
+        """
+        return self.decoder(text, *self.encoder(visual, images))

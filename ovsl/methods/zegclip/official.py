@@ -1,0 +1,118 @@
+"""Names of the official release (github.com/ZiqinZhou66/ZegCLIP) -> ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ovsl.clip import vit
+from ovsl.errors import InputError
+from ovsl.methods.zegclip.module import ZegCLIP
+
+# Official pattern on the left, ours on the right; the first that matches names the tensor.
+NAMES = (
+    (r"backbone\.(prompt_.*|deep_prompt_.*)", r"network.encoder.\1"),
+    (r"decode_head\.q_proj\.(.*)", r"network.decoder.q_proj.\1"),
+    (r"decode_head\.decoder_1\.layers\.(.*)", r"network.decoder.layers.\1"),
+    (r"backbone\.(.*)", r"clip.model.visual.\1"),
+    (r"text_encoder\.(.*)", r"clip.model.\1"),
+)
+
+DROPPED = (
+    # Class weights of a criterion that the loss never reads.
+    r"decode_head\.loss_decode\.criterion\.empty_weight",
+)
+
+CLIP_TOLERANCE = 1e-3
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring an official state dict to our names; values are not touched, but half precision becomes float32.
+
+    Args:
+        state_dict: The official ``state_dict``.
+
+    Returns:
+        Our names: ``network.*`` and ``clip.model.*``.
+
+    Raises:
+        InputError: A name that no rule knows.
+    """
+    renamed, unknown = {}, []
+    for name, tensor in state_dict.items():
+        if any(re.fullmatch(pattern, name) for pattern in DROPPED):
+            continue
+        for pattern, ours in NAMES:
+            if re.fullmatch(pattern, name):
+                renamed[re.sub(pattern, ours, name)] = tensor.float()
+                break
+        else:
+            unknown.append(name)
+    if unknown:
+        raise InputError(f"Not a ZegCLIP checkpoint: no rule for {len(unknown)} of its names ({_some(unknown)}).")
+    return renamed
+
+
+def convert(state_dict: Mapping[str, Tensor], module: ZegCLIP) -> None:
+    """Load an official state dict into a freshly built module.
+
+    CLIP weights that train with the module are loaded. Frozen ones have to be those that the module stands on already;
+    where it was built with random CLIP weights they are loaded as well.
+
+    Args:
+        state_dict: The official ``state_dict``.
+        module: The module, built with the settings of the checkpoint.
+
+    Raises:
+        InputError: With what is missing, left over, of another shape, or of another CLIP.
+    """
+    found = rename(state_dict)
+    if not module.network.encoder.has_prompt_norm:
+        # Shallow prompts: the official module has the norm, but its forward pass never gets there.
+        found = {name: t for name, t in found.items() if not name.startswith("network.encoder.prompt_norm.")}
+    expected = dict(module.named_parameters())
+    wanted = {name for name in expected if name.startswith("network.")}
+    if any(not name.startswith("clip.model.visual.") for name in found if name.startswith("clip.")):
+        wanted |= {name for name in expected if name.startswith("clip.model.")}
+    else:  # a release without its text tower
+        wanted |= {name for name in expected if name.startswith("clip.model.visual.")}
+    wanted.discard("clip.model.logit_scale")  # the temperature of the contrastive training, used nowhere here
+    missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+    if missing or unexpected:
+        raise InputError(
+            f"The checkpoint does not fit the configured ZegCLIP: {len(missing)} weights missing ({_some(missing)}), "
+            f"{len(unexpected)} left over ({_some(unexpected)}); check num_prompts, deep_prompt_layers, decoder_layers "
+            "and clip.model."
+        )
+    compare = module.clip.pretrained is not None
+    load, different, wrong = {}, [], []
+    for name, tensor in found.items():
+        own = expected[name].detach()
+        if compare and not expected[name].requires_grad:
+            if name == "clip.model.visual.positional_embedding" and own.shape != tensor.shape:
+                side = int((tensor.shape[0] - 1) ** 0.5)
+                own = vit.interpolate_positions(own, (side, side), "bilinear")
+            if own.shape != tensor.shape or (own - tensor).abs().max() > CLIP_TOLERANCE * tensor.abs().max():
+                different.append(name)
+        elif own.shape != tensor.shape:
+            wrong.append(f"{name}: {tuple(tensor.shape)}, not {tuple(own.shape)}")
+        else:
+            load[name] = tensor
+    if wrong:
+        raise InputError(f"{len(wrong)} weights of the checkpoint have another shape than configured ({_some(wrong)}).")
+    if different:
+        raise InputError(
+            f"The checkpoint stands on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
+            f"{len(different)} frozen weights differ ({_some(different)}); the published ones use "
+            "ViT-B-16 with the weights `openai`."
+        )
+    with torch.no_grad():
+        for name, tensor in load.items():
+            expected[name].copy_(tensor)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"

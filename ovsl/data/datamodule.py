@@ -4,13 +4,13 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 
 from ovsl.data.order import PositionSampler, SectionSampler
-from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, seed_worker
+from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, as_made, one_thread
 from ovsl.data.sources import ImageFiles, Source
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 from ovsl.errors import InputError
@@ -27,8 +27,8 @@ class EvaluationSet:
 
     Args:
         vocabulary: Name of a shipped vocabulary: the classes of the labels.
-        split: Zero-shot split of that vocabulary, which says which classes are seen. None decides by overlap with the
-            training vocabulary.
+        split: Zero-shot split of that vocabulary, which says which classes are seen. None leaves it to the
+            overlap with the classes that the method was trained on.
         validation: Source of ``validate`` and of the validation in ``fit``.
         test: Source of ``test`` and ``predict``.
     """
@@ -107,16 +107,11 @@ class SegmentationDataModule(LightningDataModule):
     def evaluation_vocabularies(self) -> dict[str, Vocabulary]:
         """Vocabulary of each evaluation dataset, in their order. Needs no ``setup``.
 
-        Seen classes are those of the dataset's split, or else those that overlap with the training vocabulary.
+        Seen classes are those of the dataset's split; without one, the method decides by what it was trained on.
         """
-        training = self.training_vocabulary
-        vocabularies = {}
-        for name, dataset in self.evaluation.items():
-            vocabulary = Vocabulary.load(dataset.vocabulary, split=dataset.split)
-            if dataset.split is None and training is not None:
-                vocabulary = vocabulary.with_seen_from(training)
-            vocabularies[name] = vocabulary
-        return vocabularies
+        return {
+            name: Vocabulary.load(dataset.vocabulary, split=dataset.split) for name, dataset in self.evaluation.items()
+        }
 
     @property
     def position(self) -> int:
@@ -205,10 +200,11 @@ class SegmentationDataModule(LightningDataModule):
             sampler=sampler,
             # The sampler's items are whole batches.
             batch_size=None,
+            collate_fn=as_made,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=persistent and self.num_workers > 0,
-            worker_init_fn=seed_worker,
+            worker_init_fn=one_thread,
         )
 
     def _rows(self, source: Source, vocabulary: Vocabulary, ignored: list[int] | None = None) -> LabelledRows:
@@ -219,7 +215,11 @@ class SegmentationDataModule(LightningDataModule):
     @property
     def _batches_done(self) -> int:
         """Training batches that this process has finished, counted by the trainer over all resumed runs."""
-        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        if self.trainer is None:
+            return 0
+        # `processed` counts a batch before the callbacks that may save a checkpoint run; `completed` comes after them.
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return total.processed
 
     @property
     def _rank(self) -> int:

@@ -82,7 +82,7 @@ class PositionSampler(DistributedSampler):
     def __init__(
         self, start: Callable[[], int], batch_size: int, steps: int, rank: int = 0, world_size: int = 1
     ) -> None:
-        super().__init__(range(steps), num_replicas=world_size, rank=rank, shuffle=False)
+        super().__init__(range(steps), world_size, rank, shuffle=False)  # type: ignore[arg-type]
         self.start = start
         self.batch_size = batch_size
         self.steps = steps
@@ -116,7 +116,7 @@ class SectionSampler(DistributedSampler):
     def __init__(
         self, num_rows: int, batch_size: int = 1, num_workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> None:
-        super().__init__(range(num_rows), num_replicas=world_size, rank=rank, shuffle=False)
+        super().__init__(range(num_rows), world_size, rank, shuffle=False)  # type: ignore[arg-type]
         section = np.array_split(np.arange(num_rows), world_size)[rank]
         batches = [section[i : i + batch_size].tolist() for i in range(0, len(section), batch_size)]
         workers = max(1, num_workers)

@@ -76,9 +76,13 @@ class LabelledRows:
             return None
         if row.semantic is None:
             return row
-        values = row.semantic.astype(np.int32, copy=False)
-        inside = values.size > 0 and values.min() >= 0 and values.max() < LABEL_VALUES
-        classes = self._table[values] if inside else np.full_like(values, INVALID_LABEL)
+        values = row.semantic
+        if values.dtype not in (np.uint8, np.uint16):
+            values = values.astype(np.int64)
+            known = (values >= 0) & (values < LABEL_VALUES)
+            classes = np.where(known, self._table[np.where(known, values, 0)], INVALID_LABEL)
+        else:
+            classes = self._table[values]
         if classes.min(initial=0) < 0:
             raise InputError(
                 f"Label value {int(values[classes < 0].max())} in row {index} ('{row.id}') of {self.source.name} is "
@@ -197,17 +201,29 @@ class SegmentationLoader(DataLoader):
     A worker's exception would otherwise reach the user with the worker's traceback inside its message.
     """
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Batches."""
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches as the dataset made them."""
         for batch in super().__iter__():
             if isinstance(batch, InputError):
                 raise batch
             if batch is not None:
                 yield batch
 
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the data module keeps the position. Tells Lightning that this loader can be resumed."""
+        return {}
 
-def seed_worker(worker_id: int) -> None:
-    """One thread per worker: workers are the parallelism."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore, see :meth:`state_dict`."""
+
+
+def as_made(batch: Any) -> Any:
+    """Collate function that leaves a batch as the dataset made it; the default one turns tuples into lists."""
+    return batch
+
+
+def one_thread(worker_id: int) -> None:
+    """Restrict a worker to one thread: workers are the parallelism."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -178,7 +178,7 @@ class ParquetRows(Source):
     def _stream(self) -> tuple[Any, np.ndarray]:
         """The stream with one shard per row group, and the first row of each row group."""
         import datasets
-        import fsspec
+        import fsspec  # type: ignore[import-untyped]
         import pyarrow.parquet as pq
 
         # The defaults wait up to 20 times 20 s before a dead server is reported.

@@ -1,0 +1,6 @@
+"""SAN: side adapter network."""
+
+from ovsl.methods.san.module import SAN
+from ovsl.methods.san.network import SideAdapterNetwork
+
+__all__ = ["SAN", "SideAdapterNetwork"]

@@ -1,0 +1,122 @@
+"""SAN as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ovsl.clip import TextEmbeddings
+from ovsl.errors import InputError
+from ovsl.inference import MaskPrediction
+from ovsl.losses import HungarianMatcher, MaskSetCriterion, MaskTargets
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.san.network import SideAdapterNetwork
+
+
+class SAN(SegmentationModule):
+    """Side adapter network: masks from a light network beside a frozen CLIP, which itself names them.
+
+    Xu, Zhang, Wei, Hu, Bai: *Side Adapter Network for Open-Vocabulary Semantic Segmentation*, CVPR 2023,
+    https://arxiv.org/abs/2302.12242. A small vision transformer reads the full-resolution image and the features of
+    CLIP's first blocks, and predicts masks and, for each of them, attention biases. In CLIP's last blocks every mask
+    has a copy of the class token, steered to its region by the biases; what comes out is matched with the text
+    embeddings and a learned no-object embedding. Trained with the mask set losses of Mask2Former on two levels.
+
+    The defaults are those of the published ViT-B/16 model. Ignored pixels count as background of every mask, as
+    published. Pixels of unseen classes are ignored ones.
+
+    Args:
+        clip: The frozen CLIP; its image tower has to be a vision transformer.
+        network: Makes the trained network from CLIP's image tower; its arguments are the sizes of the model.
+        templates: Prompt template set.
+        size_divisor: Images are padded at the bottom and right, with zeros after normalisation, to multiples of it.
+        class_weight: Weight of the class cross entropy, in the loss and in the matching.
+        mask_weight: Weight of the mask cross entropy, likewise.
+        dice_weight: Weight of the dice loss, likewise.
+        no_object_weight: Class weight of no-object.
+        num_points: Points for each mask in matching and losses.
+        train_clip: CLIP's position embedding trains, class row included; everything else of it is frozen.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        network: Callable[[Any], SideAdapterNetwork] = SideAdapterNetwork,
+        templates: str = "vild_14",
+        size_divisor: int = 32,
+        class_weight: float = 2.0,
+        mask_weight: float = 5.0,
+        dice_weight: float = 5.0,
+        no_object_weight: float = 0.1,
+        num_points: int = 12544,
+        train_clip: tuple[str, ...] = ("visual.positional_embedding",),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(clip=clip, templates=templates, train_clip=train_clip, **kwargs)
+        if not hasattr(self.clip.visual, "transformer"):
+            raise InputError(f"SAN needs a CLIP with a vision transformer; {self.clip.name!r} has none.")
+        self.network = network(self.clip.visual)
+        width = self.clip.embedding_dimension
+        self.no_object_embedding = nn.Parameter(torch.randn(1, width) * width**-0.5)
+        self.size_divisor = size_divisor
+        weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
+        self.criterion = MaskSetCriterion(
+            HungarianMatcher(num_points=num_points, **weights),
+            no_object_weight=no_object_weight,
+            num_points=num_points,
+            **weights,
+        )
+
+    def pad(self, maps: Tensor, value: float = 0) -> Tensor:
+        """Pad ``(..., H, W)`` at the bottom and right to multiples of ``size_divisor``."""
+        height, width = maps.shape[-2:]
+        return functional.pad(maps, (0, -width % self.size_divisor, 0, -height % self.size_divisor), value=value)
+
+    def text_rows(self, text: TextEmbeddings) -> Tensor:
+        """Text embeddings with the current no-object embedding as last row, all unit vectors: ``(N + 1, D)``."""
+        return functional.normalize(torch.cat([text.vectors, self.no_object_embedding]), dim=1)
+
+    def class_logits(self, mask_embeddings: Tensor, text: TextEmbeddings) -> Tensor:
+        """``(B, Q, D)`` -> ``(B, Q, C + 1)``, no-object last."""
+        logits = self.clip.logit_scale * mask_embeddings @ self.text_rows(text).T
+        return torch.cat([text.per_class(logits[..., :-1], dim=2), logits[..., -1:]], dim=2)
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
+        """Masks and their class probabilities; see :meth:`SegmentationModule.forward`."""
+        return self.predict_masks(self.pad(self.clip.normalize(images)), text)
+
+    def predict_masks(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
+        """Like :meth:`forward`, for images that are normalised and padded already."""
+        (level,) = self.network(self.clip.visual, images)
+        probabilities = self.class_logits(level.mask_embeddings, text).softmax(dim=2)
+        padded_size = (images.shape[2], images.shape[3])
+        return MaskPrediction(level.mask_logits, probabilities[..., :-1], probabilities[..., -1], padded_size)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Class, mask and dice losses of every supervised level, the last one without suffix."""
+        semantic = self.training_targets(batch["semantic"])
+        # Padding belongs to no mask, like ignored pixels.
+        semantic = self.pad(semantic, value=self._require_training_vocabulary().ignore_index)
+        targets = MaskTargets.from_semantic(semantic, len(self.seen_classes))
+        text = self.training_text()
+        levels = self.network(self.clip.visual, self.pad(self.clip.normalize(batch["image"])), all_levels=True)
+        predictions = [(self.class_logits(level.mask_embeddings, text), level.mask_logits) for level in levels]
+        return self.criterion(predictions, targets)
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Two groups of one learning rate: norms of the side blocks, positions and queries do not decay.
+
+        As published, biases, the norms of the fusions and the no-object embedding do decay.
+        """
+        side = self.network.side_network
+        free = {id(p) for m in side.blocks.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+        free |= {id(side.position_embedding), id(side.query_embedding), id(side.query_position_embedding)}
+        free |= {id(parameter) for name, parameter in self.clip.named_parameters() if "positional_embedding" in name}
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        yield {"params": [p for p in trained if id(p) not in free], "name": "decayed"}
+        yield {"params": [p for p in trained if id(p) in free], "weight_decay": 0.0, "name": "not_decayed"}

@@ -1,0 +1,454 @@
+"""The side adapter network: masks and attention biases beside a frozen CLIP, recognition inside it.
+
+The CLIP vision transformer is handed in at every call and never registered here. Its first blocks give features to
+the side network; its last blocks classify the masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import islice, pairwise
+from typing import Any, Literal, NamedTuple
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ovsl.clip import vit
+from ovsl.errors import InputError
+
+Recognition = Literal["shared", "literal"]
+
+
+class Level(NamedTuple):
+    """What one supervised block of the side network predicts.
+
+    Attributes:
+        mask_embeddings: Unit vectors in CLIP's joint space, ``(B, Q, D)``.
+        mask_logits: ``(B, Q, h, w)`` on the side network's patch grid.
+    """
+
+    mask_embeddings: Tensor
+    mask_logits: Tensor
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers with ReLU between them, none at the end."""
+    layers: list[nn.Module] = []
+    for source, target in pairwise(sizes):
+        layers += [nn.Linear(source, target), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Fusion(nn.Module):
+    """Adds CLIP features to the patch tokens of the side network.
+
+    Args:
+        clip_width: Channels of the CLIP features.
+        width: Channels of the side network.
+    """
+
+    def __init__(self, clip_width: int, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(clip_width, eps=1e-6)
+        self.projection = nn.Linear(clip_width, width)
+        # Caffe2's Xavier rule: U(-sqrt(3 / fan_in), sqrt(3 / fan_in)).
+        nn.init.kaiming_uniform_(self.projection.weight, a=1)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(
+        self, tokens: Tensor, clip_patches: Tensor, clip_grid: tuple[int, int], grid: tuple[int, int]
+    ) -> Tensor:
+        """Fuse.
+
+        Args:
+            tokens: ``(B, Q + h*w, width)``, patches last.
+            clip_patches: ``(B, clip_h*clip_w, clip_width)``.
+            clip_grid: ``(clip_h, clip_w)``.
+            grid: ``(h, w)``.
+        """
+        maps = self.projection(self.norm(clip_patches)).transpose(1, 2).unflatten(2, clip_grid)
+        maps = functional.interpolate(maps, size=grid, mode="bilinear", align_corners=False)
+        num_queries = tokens.shape[1] - grid[0] * grid[1]
+        return torch.cat([tokens[:, :num_queries], tokens[:, num_queries:] + maps.flatten(2).transpose(1, 2)], dim=1)
+
+
+class SideNetwork(nn.Module):
+    """A light vision transformer over queries and patches of the full-resolution image (section 3.2 of the paper).
+
+    Args:
+        clip_width: Channels of the CLIP features.
+        width: Channels.
+        depth: Number of blocks.
+        num_heads: Attention heads.
+        patch_size: Side of a patch in pixels; masks come out at this stride.
+        image_size: Image side that the learned position grid is made for.
+        num_queries: Q.
+        fusion: CLIP features that enter, keyed by the place where they do: ``{side block: CLIP block}``; 0 stands
+            before the first block.
+        supervised_blocks: Blocks whose output is decoded, counted from 1.
+    """
+
+    def __init__(
+        self,
+        clip_width: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        patch_size: int,
+        image_size: int,
+        num_queries: int,
+        fusion: Mapping[int, int],
+        supervised_blocks: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.fusion = dict(fusion)
+        self.supervised_blocks = tuple(supervised_blocks)
+        self.learned_grid = (image_size // patch_size, image_size // patch_size)
+        self.patch_embedding = nn.Conv2d(3, width, patch_size, patch_size)
+        self.position_embedding = nn.Parameter(torch.empty(1, self.learned_grid[0] ** 2, width))
+        self.query_embedding = nn.Parameter(torch.empty(1, num_queries, width))
+        self.query_position_embedding = nn.Parameter(torch.empty(1, num_queries, width))
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.ModuleList(
+            Block(width, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm)  # type: ignore[arg-type]
+            for _ in range(depth)
+        )
+        self._initialize()
+        self.fusions = nn.ModuleDict({str(place): Fusion(clip_width, width) for place in fusion})
+
+    def _initialize(self) -> None:
+        nn.init.trunc_normal_(self.position_embedding, std=0.02)
+        nn.init.normal_(self.query_embedding, std=0.02)
+        nn.init.normal_(self.query_position_embedding, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings of a patch grid, ``(1, h*w, width)``."""
+        # As published, only the number of patches is looked at: 32 x 50 patches take the rows of 40 x 40 as they are.
+        if grid[0] * grid[1] == self.position_embedding.shape[1]:
+            return self.position_embedding
+        maps = self.position_embedding.transpose(1, 2).unflatten(2, self.learned_grid)
+        maps = functional.interpolate(maps, size=grid, mode="bicubic", align_corners=False)
+        return maps.flatten(2).transpose(1, 2)
+
+    def forward(
+        self, images: Tensor, clip_features: Sequence[Tensor], clip_grid: tuple[int, int]
+    ) -> tuple[list[Tensor], tuple[int, int]]:
+        """Run the blocks.
+
+        Args:
+            images: Normalised, padded ``(B, 3, H, W)``.
+            clip_features: Patch tokens after CLIP's ``ln_pre`` (index 0) and after each shallow block,
+                ``(B, clip_h*clip_w, clip_width)``.
+            clip_grid: ``(clip_h, clip_w)``.
+
+        Returns:
+            Tokens ``(B, Q + h*w, width)`` of each supervised block, queries first, and the patch grid ``(h, w)``.
+        """
+        patches = self.patch_embedding(images)
+        grid = (patches.shape[2], patches.shape[3])
+        batch = len(images)
+        positions = torch.cat([self.query_position_embedding, self.positions(grid)], dim=1)
+        tokens = torch.cat([self.query_embedding.expand(batch, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = self._fuse(0, tokens + positions, clip_features, clip_grid, grid)
+        states = []
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = self._fuse(number, block(tokens), clip_features, clip_grid, grid)
+            if number in self.supervised_blocks:
+                states.append(tokens)
+            tokens = tokens + positions
+        return states, grid
+
+    def _fuse(
+        self,
+        place: int,
+        tokens: Tensor,
+        clip_features: Sequence[Tensor],
+        clip_grid: tuple[int, int],
+        grid: tuple[int, int],
+    ) -> Tensor:
+        if place not in self.fusion:
+            return tokens
+        return self.fusions[str(place)](tokens, clip_features[self.fusion[place]], clip_grid, grid)
+
+
+class MaskDecoder(nn.Module):
+    """Turns a state of the side network into masks and attention biases.
+
+    Args:
+        width: Channels of the side network.
+        hidden_width: Channels of the hidden layers of all three MLPs.
+        embedding_width: Channels in which queries and pixels are compared.
+        num_mlp_layers: Linear layers of each MLP.
+        bias_heads: Bias maps for each query and layer: the heads of the CLIP, or 1 for all heads alike.
+        bias_layers: Layers of bias maps: the deep blocks of the CLIP, or 1 for all blocks alike.
+        rescale_bias: Whether a learned scalar factor and offset act on all biases.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden_width: int,
+        embedding_width: int,
+        num_mlp_layers: int,
+        bias_heads: int,
+        bias_layers: int,
+        rescale_bias: bool,
+    ) -> None:
+        super().__init__()
+        self.bias_heads, self.bias_layers = bias_heads, bias_layers
+        hidden = [width, *[hidden_width] * (num_mlp_layers - 1)]
+        self.query_mlp = mlp([*hidden, embedding_width])
+        self.pixel_mlp = mlp([*hidden, embedding_width])
+        self.bias_mlp = mlp([*hidden, embedding_width * bias_heads * bias_layers])
+        self.bias_scaling = nn.Linear(1, 1) if rescale_bias else None
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Decode.
+
+        Args:
+            tokens: ``(B, Q + h*w, width)``, queries first.
+            grid: ``(h, w)``.
+
+        Returns:
+            ``mask_logits (B, Q, h, w)`` and attention biases ``(layers, B, heads, Q, h, w)``.
+        """
+        num_queries = tokens.shape[1] - grid[0] * grid[1]
+        queries = self.query_mlp(tokens[:, :num_queries])
+        pixels = tokens[:, num_queries:]
+        mask_logits = torch.einsum("bqc,bnc->bqn", queries, self.pixel_mlp(pixels)).unflatten(2, grid)
+        keys = self.bias_mlp(pixels).unflatten(2, (self.bias_layers, self.bias_heads, -1))
+        biases = torch.einsum("bqc,bnlhc->lbhqn", queries, keys)
+        if self.bias_scaling is not None:
+            biases = biases * self.bias_scaling.weight.squeeze() + self.bias_scaling.bias
+        return mask_logits, biases.unflatten(4, grid)
+
+
+def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bring biases to CLIP's patch grid by adaptive maximum pooling.
+
+    Args:
+        biases: ``(layers, B, heads, Q, h, w)``.
+        grid: CLIP's grid ``(clip_h, clip_w)``.
+
+    Returns:
+        ``(layers, B, heads, Q, clip_h*clip_w)``.
+    """
+    pooled = functional.adaptive_max_pool2d(biases.flatten(0, 2), grid)
+    return pooled.flatten(2).unflatten(0, biases.shape[:3])
+
+
+def recognize(visual: Any, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
+    """Classify masks with CLIP's deep blocks and biased copies of its class token (section 3.3 of the paper).
+
+    Each query gets a copy of the class token (SLS token) that attends to itself and, with its biases, to the patches.
+    Class token and patches see no SLS token, so they run as in plain CLIP, once for the queries of all levels; their
+    way through the last block, where nobody reads them any more, is left out.
+
+    Args:
+        visual: open_clip ``VisionTransformer``.
+        tokens: Class token and patches after the last shallow block, ``(B, 1 + N, clip_width)``.
+        biases: Pooled biases ``(layers, B, heads or 1, Q, N)``, with one layer for all deep blocks or one for each.
+        num_shallow_blocks: Blocks that ``tokens`` have been through.
+
+    Returns:
+        Unit vectors ``(B, Q, D)``.
+    """
+    num_queries = biases.shape[3]
+    # Columns of the SLS tokens, of which each sees only its own, and of the class token, which none sees.
+    cut = torch.full((num_queries, num_queries + 1), float("-inf"), dtype=biases.dtype, device=biases.device)
+    cut = cut.fill_diagonal_(0).expand(*biases.shape[:3], -1, -1)
+    masks = torch.cat([cut, biases], dim=4)
+    slots = tokens[:, :1].expand(-1, num_queries, -1)
+    *deep, last = visual.transformer.resblocks[num_shallow_blocks:]
+    for block, mask in zip(deep, masks[:-1] if len(masks) > 1 else [masks[0]] * len(deep), strict=True):
+        slots, tokens = _deep_block(block, slots, tokens, mask)
+    slots, _ = _deep_block(last, slots, tokens, masks[-1], slots_only=True)
+    return _embed(visual, slots)
+
+
+def _deep_block(
+    block: Any, slots: Tensor, tokens: Tensor, mask: Tensor, slots_only: bool = False
+) -> tuple[Tensor, Tensor]:
+    """One CLIP block on SLS tokens and plain tokens; ``slots_only`` leaves the plain tokens behind."""
+    attention, num_slots = block.attn, slots.shape[1]
+    sequence = torch.cat([slots, tokens], dim=1)
+    normed = block.ln_1(sequence)
+    if slots_only:
+        sequence = slots
+    width = sequence.shape[2]
+    query_weight, key_value_weight = attention.in_proj_weight.split([width, 2 * width])
+    query_bias, key_value_bias = attention.in_proj_bias.split([width, 2 * width])
+    heads = (attention.num_heads, width // attention.num_heads)
+    query = functional.linear(normed[:, : sequence.shape[1]], query_weight, query_bias)
+    query = query.unflatten(2, heads).transpose(1, 2)
+    key, value = (
+        functional.linear(normed, key_value_weight, key_value_bias).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
+    )
+    attend = functional.scaled_dot_product_attention
+    mixed = attend(query[:, :, :num_slots], key, value, attn_mask=mask.to(query.dtype))
+    if not slots_only:
+        plain = attend(query[:, :, num_slots:], key[:, :, num_slots:], value[:, :, num_slots:])
+        mixed = torch.cat([mixed, plain], dim=2)
+    sequence = sequence + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+    sequence = sequence + block.ls_2(block.mlp(block.ln_2(sequence)))
+    return sequence[:, :num_slots], sequence[:, num_slots:]
+
+
+def recognize_literally(visual: Any, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
+    """The same as :func:`recognize`, as published: one sequence, one complete bias matrix for all of it.
+
+    Kept as the reference that the cheaper form is compared with, and for counting operations as the paper does.
+    """
+    num_queries = biases.shape[3]
+    sequence = torch.cat([tokens[:, :1].expand(-1, num_queries, -1), tokens], dim=1)
+    matrices = complete_bias_matrix(biases)
+    for index, block in enumerate(visual.transformer.resblocks[num_shallow_blocks:]):
+        sequence = vit.run_block(block, sequence, matrices[min(index, len(matrices) - 1)])
+    return _embed(visual, sequence[:, :num_queries])
+
+
+def complete_bias_matrix(biases: Tensor) -> Tensor:
+    """Additive attention matrix over SLS tokens, class token and patches.
+
+    Args:
+        biases: Pooled biases ``(layers, B, heads, Q, N)``.
+
+    Returns:
+        ``(layers, B, heads, Q + 1 + N, Q + 1 + N)``; what is cut has -100.
+    """
+    num_queries, length = biases.shape[3], sum(biases.shape[3:]) + 1
+    matrix = biases.new_zeros(*biases.shape[:3], length, length)
+    matrix[..., :num_queries] = -100
+    matrix[..., :num_queries, num_queries] = -100
+    matrix.diagonal(dim1=-2, dim2=-1)[..., :num_queries] = 0
+    matrix[..., :num_queries, num_queries + 1 :] = biases
+    return matrix
+
+
+def _embed(visual: Any, slots: Tensor) -> Tensor:
+    return functional.normalize(visual.ln_post(slots) @ visual.proj, dim=-1)
+
+
+class SideAdapterNetwork(nn.Module):
+    """Everything that SAN trains besides CLIP's position embedding and the no-object embedding.
+
+    Args:
+        visual: The CLIP vision transformer that will be handed in at every call; only its sizes are read.
+        num_shallow_blocks: CLIP blocks that feed the side network; the others recognise.
+        clip_scale: Size of CLIP's input relative to the side network's.
+        fusion: See :class:`SideNetwork`.
+        supervised_blocks: See :class:`SideNetwork`.
+        width: Channels of the side network.
+        depth: Blocks of the side network.
+        num_heads: Attention heads of the side network.
+        patch_size: Patch side of the side network.
+        image_size: Image side that its position grid is made for.
+        num_queries: Q.
+        hidden_width: See :class:`MaskDecoder`.
+        embedding_width: See :class:`MaskDecoder`.
+        num_mlp_layers: See :class:`MaskDecoder`.
+        bias_heads: Bias maps of a query: None for one for each CLIP head, 1 for one for all heads.
+        bias_layers: 1 for the same biases in all deep blocks, or the number of deep blocks.
+        rescale_bias: See :class:`MaskDecoder`.
+        recognition: ``shared`` runs CLIP's own tokens once and computes no attention that is cut; ``literal`` is the
+            published form with the same result.
+
+    Raises:
+        InputError: Numbers of blocks or heads that do not fit the CLIP.
+    """
+
+    def __init__(
+        self,
+        visual: Any,
+        num_shallow_blocks: int = 9,
+        clip_scale: float = 0.5,
+        fusion: Mapping[int, int] = {0: 0, 1: 3, 2: 6, 3: 9},
+        supervised_blocks: Sequence[int] = (7, 8),
+        width: int = 240,
+        depth: int = 8,
+        num_heads: int = 6,
+        patch_size: int = 16,
+        image_size: int = 640,
+        num_queries: int = 100,
+        hidden_width: int = 256,
+        embedding_width: int = 256,
+        num_mlp_layers: int = 3,
+        bias_heads: int | None = None,
+        bias_layers: int = 1,
+        rescale_bias: bool = True,
+        recognition: Recognition = "shared",
+    ) -> None:
+        super().__init__()
+        blocks = visual.transformer.resblocks
+        clip_heads = blocks[0].attn.num_heads
+        num_deep_blocks = len(blocks) - num_shallow_blocks
+        if num_shallow_blocks < 0 or num_deep_blocks < 1:
+            raise InputError(
+                f"num_shallow_blocks is {num_shallow_blocks}, but the CLIP has {len(blocks)} vision blocks and at "
+                "least one of them has to recognise."
+            )
+        if bias_layers not in (1, num_deep_blocks):
+            raise InputError(f"bias_layers is {bias_layers}; give 1, or {num_deep_blocks} for one in each deep block.")
+        bias_heads = clip_heads if bias_heads is None else bias_heads
+        if bias_heads not in (1, clip_heads):
+            raise InputError(f"bias_heads is {bias_heads}; give 1, or {clip_heads} for one for each CLIP head.")
+        for place, feature in fusion.items():
+            if not (0 <= place <= depth and 0 <= feature <= num_shallow_blocks):
+                raise InputError(
+                    f"fusion {place}: {feature} is impossible; side blocks go to {depth}, shallow CLIP blocks to "
+                    f"{num_shallow_blocks}."
+                )
+        if not supervised_blocks or not all(1 <= number <= depth for number in supervised_blocks):
+            raise InputError(f"supervised_blocks {list(supervised_blocks)} have to lie in 1..{depth}.")
+        self.num_shallow_blocks = num_shallow_blocks
+        self.clip_scale = clip_scale
+        self.recognize = recognize if recognition == "shared" else recognize_literally
+        self.side_network = SideNetwork(
+            visual.conv1.out_channels,
+            width,
+            depth,
+            num_heads,
+            patch_size,
+            image_size,
+            num_queries,
+            fusion,
+            supervised_blocks,
+        )
+        self.mask_decoder = MaskDecoder(
+            width, hidden_width, embedding_width, num_mlp_layers, bias_heads, bias_layers, rescale_bias
+        )
+
+    def clip_input(self, images: Tensor) -> Tensor:
+        """Shrink the images for CLIP: ``(B, 3, H, W)`` -> ``(B, 3, floor(H * scale), floor(W * scale))``."""
+        # Sampled with the factor itself, not with the ratio of the rounded sizes, as published.
+        return functional.interpolate(images, scale_factor=self.clip_scale, mode="bilinear", align_corners=False)
+
+    def forward(self, visual: Any, images: Tensor, all_levels: bool = False) -> list[Level]:
+        """Predict masks and their embeddings.
+
+        Args:
+            visual: The CLIP vision transformer.
+            images: Normalised, padded ``(B, 3, H, W)``.
+            all_levels: Decode every supervised block, for training; otherwise only the last.
+
+        Returns:
+            The decoded levels, last one last.
+        """
+        shallow = islice(vit.intermediate_tokens(visual, self.clip_input(images)), self.num_shallow_blocks + 1)
+        features, (clip_grid, *_) = zip(*shallow, strict=True)
+        states, grid = self.side_network(images, [tokens[:, 1:] for tokens in features], clip_grid)
+        decoded = [self.mask_decoder(tokens, grid) for tokens in (states if all_levels else states[-1:])]
+        biases = [pool_biases(biases, clip_grid) for _, biases in decoded]
+        if self.recognize is recognize:
+            joined = recognize(visual, features[-1], torch.cat(biases, dim=3), self.num_shallow_blocks)
+            embeddings = list(joined.chunk(len(decoded), dim=1))
+        else:
+            embeddings = [self.recognize(visual, features[-1], one, self.num_shallow_blocks) for one in biases]
+        return [Level(embedding, masks) for embedding, (masks, _) in zip(embeddings, decoded, strict=True)]

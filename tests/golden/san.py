@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from ovsl.clip import TextEmbeddings, vit
 from ovsl.inference import MaskPrediction, WholeImage, resize, semantic_labels
 from ovsl.losses import MaskTargets, uncertain_points
 from ovsl.methods.base import CLIPSettings
-from ovsl.methods.san import SAN, SideAdapterNetwork
+from ovsl.methods.san import SAN, SideAdapterSettings
 from ovsl.methods.san.network import complete_bias_matrix, pool_biases, recognize_literally
 from ovsl.methods.san.official import convert, rename
 from ovsl.vocabulary import Vocabulary
@@ -55,12 +54,11 @@ def build(case: Case) -> SAN:
     num_shallow_blocks = clip.pop("feature_last_layer_idx")
     clip["text_cfg"] = clip["text_cfg"] or STAND_IN
     features, places = zip(*(map(int, entry.split("->")) for entry in side["fusion_map"]), strict=True)
-    network = partial(
-        SideAdapterNetwork,
+    network = SideAdapterSettings(
         num_shallow_blocks=num_shallow_blocks,
         clip_scale=config["clip_resolution"],
         fusion=dict(zip(places, features, strict=True)),
-        supervised_blocks=side["deep_supervision_idxs"],
+        supervised_blocks=tuple(side["deep_supervision_idxs"]),
         width=side["width"],
         depth=side["depth"],
         num_heads=side["num_heads"],

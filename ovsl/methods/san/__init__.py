@@ -1,6 +1,6 @@
 """SAN: side adapter network."""
 
 from ovsl.methods.san.module import SAN
-from ovsl.methods.san.network import SideAdapterNetwork
+from ovsl.methods.san.network import SideAdapterNetwork, SideAdapterSettings
 
-__all__ = ["SAN", "SideAdapterNetwork"]
+__all__ = ["SAN", "SideAdapterNetwork", "SideAdapterSettings"]

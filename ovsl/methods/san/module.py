@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ovsl.errors import InputError
 from ovsl.inference import MaskPrediction
 from ovsl.losses import HungarianMatcher, MaskSetCriterion, MaskTargets
 from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
-from ovsl.methods.san.network import SideAdapterNetwork
+from ovsl.methods.san.network import SideAdapterNetwork, SideAdapterSettings
 
 
 class SAN(SegmentationModule):
@@ -31,7 +31,7 @@ class SAN(SegmentationModule):
 
     Args:
         clip: The frozen CLIP; its image tower has to be a vision transformer.
-        network: Makes the trained network from CLIP's image tower; its arguments are the sizes of the model.
+        network: Sizes of the trained network.
         templates: Prompt template set.
         size_divisor: Images are padded at the bottom and right, with zeros after normalisation, to multiples of it.
         class_weight: Weight of the class cross entropy, in the loss and in the matching.
@@ -46,7 +46,7 @@ class SAN(SegmentationModule):
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
-        network: Callable[[Any], SideAdapterNetwork] = SideAdapterNetwork,
+        network: SideAdapterSettings = SideAdapterSettings(),  # noqa: B008 - never mutated
         templates: str = "vild_14",
         size_divisor: int = 32,
         class_weight: float = 2.0,
@@ -60,7 +60,7 @@ class SAN(SegmentationModule):
         super().__init__(clip=clip, templates=templates, train_clip=train_clip, **kwargs)
         if not hasattr(self.clip.visual, "transformer"):
             raise InputError(f"SAN needs a CLIP with a vision transformer; {self.clip.name!r} has none.")
-        self.network = network(self.clip.visual)
+        self.network = SideAdapterNetwork(self.clip.visual, network)
         width = self.clip.embedding_dimension
         self.no_object_embedding = nn.Parameter(torch.randn(1, width) * width**-0.5)
         self.size_divisor = size_divisor

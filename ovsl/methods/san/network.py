@@ -7,6 +7,7 @@ the side network; its last blocks classify the masks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
 from typing import Any, Literal, NamedTuple
@@ -18,8 +19,6 @@ from torch.nn import functional
 
 from ovsl.clip import vit
 from ovsl.errors import InputError
-
-Recognition = Literal["shared", "literal"]
 
 
 class Level(NamedTuple):
@@ -336,93 +335,111 @@ def _embed(visual: Any, slots: Tensor) -> Tensor:
     return functional.normalize(visual.ln_post(slots) @ visual.proj, dim=-1)
 
 
+@dataclass
+class SideAdapterSettings:
+    """Sizes of the side adapter network; the defaults are those of the published ViT-B/16 model.
+
+    Args:
+        num_shallow_blocks: CLIP blocks that feed the side network; the others recognise.
+        clip_scale: Size of CLIP's input relative to the side network's.
+        fusion: CLIP features that enter the side network, keyed by the place where they do:
+            ``{side block: CLIP block}``; 0 stands before the first block.
+        supervised_blocks: Side blocks that are decoded in training, counted from 1; evaluation decodes the last.
+        width: Channels of the side network.
+        depth: Blocks of the side network.
+        num_heads: Attention heads of the side network.
+        patch_size: Patch side of the side network in pixels; masks come out at this stride.
+        image_size: Image side that its learned position grid is made for.
+        num_queries: Q, the number of masks.
+        hidden_width: Channels of the hidden layers of the decoder's MLPs.
+        embedding_width: Channels in which queries and pixels are compared.
+        num_mlp_layers: Linear layers of each of the decoder's MLPs.
+        bias_heads: Bias maps of a query: None for one for each CLIP head, 1 for one for all heads.
+        bias_layers: 1 for the same biases in all deep blocks, or the number of deep blocks.
+        rescale_bias: Whether a learned scalar factor and offset act on all biases.
+        recognition: ``shared`` runs CLIP's own tokens once and computes no attention that is cut; ``literal`` is the
+            published form with the same result.
+    """
+
+    num_shallow_blocks: int = 9
+    clip_scale: float = 0.5
+    fusion: dict[int, int] = field(default_factory=lambda: {0: 0, 1: 3, 2: 6, 3: 9})
+    supervised_blocks: tuple[int, ...] = (7, 8)
+    width: int = 240
+    depth: int = 8
+    num_heads: int = 6
+    patch_size: int = 16
+    image_size: int = 640
+    num_queries: int = 100
+    hidden_width: int = 256
+    embedding_width: int = 256
+    num_mlp_layers: int = 3
+    bias_heads: int | None = None
+    bias_layers: int = 1
+    rescale_bias: bool = True
+    recognition: Literal["shared", "literal"] = "shared"
+
+
 class SideAdapterNetwork(nn.Module):
     """Everything that SAN trains besides CLIP's position embedding and the no-object embedding.
 
     Args:
         visual: The CLIP vision transformer that will be handed in at every call; only its sizes are read.
-        num_shallow_blocks: CLIP blocks that feed the side network; the others recognise.
-        clip_scale: Size of CLIP's input relative to the side network's.
-        fusion: See :class:`SideNetwork`.
-        supervised_blocks: See :class:`SideNetwork`.
-        width: Channels of the side network.
-        depth: Blocks of the side network.
-        num_heads: Attention heads of the side network.
-        patch_size: Patch side of the side network.
-        image_size: Image side that its position grid is made for.
-        num_queries: Q.
-        hidden_width: See :class:`MaskDecoder`.
-        embedding_width: See :class:`MaskDecoder`.
-        num_mlp_layers: See :class:`MaskDecoder`.
-        bias_heads: Bias maps of a query: None for one for each CLIP head, 1 for one for all heads.
-        bias_layers: 1 for the same biases in all deep blocks, or the number of deep blocks.
-        rescale_bias: See :class:`MaskDecoder`.
-        recognition: ``shared`` runs CLIP's own tokens once and computes no attention that is cut; ``literal`` is the
-            published form with the same result.
+        settings: Sizes.
 
     Raises:
         InputError: Numbers of blocks or heads that do not fit the CLIP.
     """
 
-    def __init__(
-        self,
-        visual: Any,
-        num_shallow_blocks: int = 9,
-        clip_scale: float = 0.5,
-        fusion: Mapping[int, int] = {0: 0, 1: 3, 2: 6, 3: 9},
-        supervised_blocks: Sequence[int] = (7, 8),
-        width: int = 240,
-        depth: int = 8,
-        num_heads: int = 6,
-        patch_size: int = 16,
-        image_size: int = 640,
-        num_queries: int = 100,
-        hidden_width: int = 256,
-        embedding_width: int = 256,
-        num_mlp_layers: int = 3,
-        bias_heads: int | None = None,
-        bias_layers: int = 1,
-        rescale_bias: bool = True,
-        recognition: Recognition = "shared",
-    ) -> None:
+    def __init__(self, visual: Any, settings: SideAdapterSettings) -> None:
         super().__init__()
         blocks = visual.transformer.resblocks
-        clip_heads = blocks[0].attn.num_heads
-        num_deep_blocks = len(blocks) - num_shallow_blocks
-        if num_shallow_blocks < 0 or num_deep_blocks < 1:
+        num_deep_blocks = len(blocks) - settings.num_shallow_blocks
+        if settings.num_shallow_blocks < 0 or num_deep_blocks < 1:
             raise InputError(
-                f"num_shallow_blocks is {num_shallow_blocks}, but the CLIP has {len(blocks)} vision blocks and at "
-                "least one of them has to recognise."
+                f"num_shallow_blocks is {settings.num_shallow_blocks}, but the CLIP has {len(blocks)} vision blocks "
+                "and at least one of them has to recognise."
             )
-        if bias_layers not in (1, num_deep_blocks):
-            raise InputError(f"bias_layers is {bias_layers}; give 1, or {num_deep_blocks} for one in each deep block.")
-        bias_heads = clip_heads if bias_heads is None else bias_heads
+        clip_heads = blocks[0].attn.num_heads
+        bias_heads = clip_heads if settings.bias_heads is None else settings.bias_heads
         if bias_heads not in (1, clip_heads):
             raise InputError(f"bias_heads is {bias_heads}; give 1, or {clip_heads} for one for each CLIP head.")
-        for place, feature in fusion.items():
-            if not (0 <= place <= depth and 0 <= feature <= num_shallow_blocks):
+        if settings.bias_layers not in (1, num_deep_blocks):
+            raise InputError(
+                f"bias_layers is {settings.bias_layers}; give 1, or {num_deep_blocks} for one for each deep CLIP block."
+            )
+        for place, feature in settings.fusion.items():
+            if not (0 <= place <= settings.depth and 0 <= feature <= settings.num_shallow_blocks):
                 raise InputError(
-                    f"fusion {place}: {feature} is impossible; side blocks go to {depth}, shallow CLIP blocks to "
-                    f"{num_shallow_blocks}."
+                    f"fusion {place}: {feature} is impossible; side blocks go to {settings.depth}, shallow CLIP "
+                    f"blocks to {settings.num_shallow_blocks}."
                 )
-        if not supervised_blocks or not all(1 <= number <= depth for number in supervised_blocks):
-            raise InputError(f"supervised_blocks {list(supervised_blocks)} have to lie in 1..{depth}.")
-        self.num_shallow_blocks = num_shallow_blocks
-        self.clip_scale = clip_scale
-        self.recognize = recognize if recognition == "shared" else recognize_literally
+        if not settings.supervised_blocks or not all(1 <= n <= settings.depth for n in settings.supervised_blocks):
+            raise InputError(
+                f"supervised_blocks {list(settings.supervised_blocks)} have to lie in 1..{settings.depth}."
+            )
+        self.num_shallow_blocks = settings.num_shallow_blocks
+        self.clip_scale = settings.clip_scale
+        self.recognition = settings.recognition
         self.side_network = SideNetwork(
             visual.conv1.out_channels,
-            width,
-            depth,
-            num_heads,
-            patch_size,
-            image_size,
-            num_queries,
-            fusion,
-            supervised_blocks,
+            settings.width,
+            settings.depth,
+            settings.num_heads,
+            settings.patch_size,
+            settings.image_size,
+            settings.num_queries,
+            settings.fusion,
+            settings.supervised_blocks,
         )
         self.mask_decoder = MaskDecoder(
-            width, hidden_width, embedding_width, num_mlp_layers, bias_heads, bias_layers, rescale_bias
+            settings.width,
+            settings.hidden_width,
+            settings.embedding_width,
+            settings.num_mlp_layers,
+            bias_heads,
+            settings.bias_layers,
+            settings.rescale_bias,
         )
 
     def clip_input(self, images: Tensor) -> Tensor:
@@ -446,9 +463,9 @@ class SideAdapterNetwork(nn.Module):
         states, grid = self.side_network(images, [tokens[:, 1:] for tokens in features], clip_grid)
         decoded = [self.mask_decoder(tokens, grid) for tokens in (states if all_levels else states[-1:])]
         biases = [pool_biases(biases, clip_grid) for _, biases in decoded]
-        if self.recognize is recognize:
+        if self.recognition == "shared":
             joined = recognize(visual, features[-1], torch.cat(biases, dim=3), self.num_shallow_blocks)
             embeddings = list(joined.chunk(len(decoded), dim=1))
         else:
-            embeddings = [self.recognize(visual, features[-1], one, self.num_shallow_blocks) for one in biases]
+            embeddings = [recognize_literally(visual, features[-1], one, self.num_shallow_blocks) for one in biases]
         return [Level(embedding, masks) for embedding, (masks, _) in zip(embeddings, decoded, strict=True)]

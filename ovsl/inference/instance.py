@@ -63,7 +63,8 @@ def instances(
         # A query in several pairs is resized once.
         distinct, inverse = queries.unique(return_inverse=True)
         masks, certainty = [torch.zeros(0, *original_size, dtype=torch.bool, device=scores.device)], [scores[:0]]
-        for chunk in distinct.split(query_chunk_size):
+        for first in range(0, len(distinct), query_chunk_size):
+            chunk = distinct[first : first + query_chunk_size]
             logits = original_mask_logits(prediction, image, chunk, size, original_size)
             inside = logits > 0
             total = (logits.sigmoid() * inside).sum(dim=(1, 2))

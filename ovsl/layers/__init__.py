@@ -5,6 +5,7 @@ from ovsl.layers.deformable_attention import MultiScaleDeformableAttention
 from ovsl.layers.mask_decoder import MaskedAttentionDecoder, attended_cells, pool_by_masks
 from ovsl.layers.pixel_decoder import PixelDecoder
 from ovsl.layers.positions import sine_positions
+from ovsl.layers.precision import full_precision
 from ovsl.layers.similarity import cosine_scores
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "PixelDecoder",
     "attended_cells",
     "cosine_scores",
+    "full_precision",
     "pool_by_masks",
     "sine_positions",
 ]

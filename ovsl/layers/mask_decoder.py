@@ -113,7 +113,7 @@ class MaskedAttentionDecoder(nn.Module):
             sources.append(project(level).flatten(2).transpose(1, 2) + embedding)
             positions.append(sine_positions(level.shape[2], level.shape[3], self.width, level.device))
 
-        queries = self.query_features.expand(mask_features.shape[0], -1, -1)
+        queries = self.query_features.repeat(mask_features.shape[0], 1, 1)
         predictions = [self.predict(queries, mask_features)]
         for number, layer in enumerate(self.layers):
             index = number % len(levels)

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ovsl.layers.deformable_attention import MultiScaleDeformableAttention, cell_centres
 from ovsl.layers.positions import sine_positions
+from ovsl.layers.precision import full_precision
 
 GROUPS = 32
 
@@ -101,7 +102,7 @@ class PixelDecoder(nn.Module):
             Mask features ``(B, mask_width, H/4, W/4)``, and the multi-scale features ``(B, width, h, w)`` from coarse
             to fine (stride 32, 16, 8).
         """
-        with torch.autocast(features[0].device.type, enabled=False):
+        with full_precision(features[0].device):
             finest, *coarser = [feature.float() for feature in features]
             maps = [project(level) for project, level in zip(self.input_projections, coarser[::-1], strict=True)]
             sizes = [(level.shape[2], level.shape[3]) for level in maps]

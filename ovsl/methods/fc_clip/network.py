@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
-from ovsl.layers import MLP, MaskedAttentionDecoder, PixelDecoder, pool_by_masks
+from ovsl.layers import MLP, MaskedAttentionDecoder, PixelDecoder, full_precision, pool_by_masks
 
 
 class ClassHead(nn.Module):
@@ -91,7 +91,7 @@ class FCCLIPNetwork(nn.Module):
         Returns:
             ``(B, Q, C + 1)`` float32, void last.
         """
-        with torch.autocast(embeddings.device.type, enabled=False):
+        with full_precision(embeddings.device):
             vectors = torch.cat([text.vectors, functional.normalize(self.void_embedding, dim=-1)]).float()
             scores = functional.normalize(embeddings.float(), dim=-1) @ vectors.T
             scores = scores * logit_scale.float().exp().clamp(max=100.0)

@@ -1,0 +1,306 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ovsl.clip import FrozenCLIP, TextEmbeddings
+from ovsl.clip.convolutional import embed_masks
+from ovsl.errors import InputError
+from ovsl.layers import MaskedAttentionDecoder, PixelDecoder
+from ovsl.methods.base import CLIPSettings
+from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
+from ovsl.methods.fc_clip.module import pad_to_multiple
+from ovsl.methods.fc_clip.network import FCCLIPNetwork
+from ovsl.methods.fc_clip.official import convert as convert_official
+from ovsl.methods.fc_clip.official import our_name, rename
+from ovsl.vocabulary import Vocabulary
+
+TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+RESNET = {"embed_dim": 16, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}}
+CONVNEXT = {"embed_dim": 16, "vision_cfg": {"image_size": 64, "convnext": {"depths": [1] * 4, "dims": [8, 12, 16, 24]}}}
+VIT = {"embed_dim": 16, "vision_cfg": {"image_size": 64, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}}
+
+
+def build(tower: dict[str, Any] = CONVNEXT, **settings: Any) -> FCCLIP:
+    torch.manual_seed(0)
+    return FCCLIP(
+        clip=CLIPSettings("tiny", config=tower | {"text_cfg": TEXT}),
+        pixel_decoder=PixelDecoderSettings(32, 4, 2, 1, 16),
+        mask_decoder=MaskDecoderSettings(32, 6, 4, 2, 16),
+        num_points=32,
+        **settings,
+    )
+
+
+def batch(unseen: int | None = None) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (2, 3, 50, 70), dtype=torch.uint8, generator=generator)
+    semantic = torch.zeros(2, 50, 70, dtype=torch.int64)
+    semantic[:, :20] = 2
+    semantic[1, 30:, 30:] = 255 if unseen is None else unseen
+    return {"image": image, "semantic": semantic, "id": ["a", "b"]}
+
+
+VOCABULARY = Vocabulary.from_words(["cat", "dog", "grass, lawn", "sky"])
+
+
+@pytest.mark.parametrize("tower", [CONVNEXT, RESNET], ids=["convnext", "resnet"])
+def test_training_leaves_the_clip_bit_identical_and_moves_the_rest(tower: dict[str, Any]) -> None:
+    module = build(tower).train()
+    module.training_vocabulary = VOCABULARY
+    optimizer = torch.optim.AdamW(list(module.parameter_groups()), lr=1e-3)
+    clip = {key: value.clone() for key, value in module.clip.state_dict().items()}
+    network = {key: value.clone() for key, value in module.network.named_parameters()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.stack(list(module.losses(batch()).values())).sum().backward()
+        optimizer.step()
+    assert all(torch.equal(value, clip[key]) for key, value in module.clip.state_dict().items())
+    still = [key for key, value in module.network.named_parameters() if torch.equal(value, network[key])]
+    assert not still
+    assert all(key.startswith("network.") for key in module.state_dict())
+
+
+def test_every_prediction_is_supervised() -> None:
+    module = build()
+    module.training_vocabulary = VOCABULARY
+    suffixes = ["", "_0", "_1"]
+    assert set(module.losses(batch())) == {f"loss_{kind}{s}" for kind in ("ce", "mask", "dice") for s in suffixes}
+
+
+def test_labels_of_unseen_classes_do_not_reach_the_loss() -> None:
+    module = build()
+    module.training_vocabulary = replace(VOCABULARY, seen=(True, False, True, True))
+    values = []
+    for unseen in (None, 1):
+        torch.manual_seed(0)
+        values.append(torch.stack(list(module.losses(batch(unseen)).values())))
+    assert torch.equal(*values)
+    torch.manual_seed(0)
+    assert not torch.equal(torch.stack(list(module.losses(batch(3)).values())), values[0])
+
+
+def test_a_batch_without_a_label_trains_the_void_alone() -> None:
+    module = build()
+    module.training_vocabulary = VOCABULARY
+    unlabelled = batch()
+    unlabelled["semantic"].fill_(255)
+    losses = module.losses(unlabelled)
+    assert all(value == 0 for name, value in losses.items() if "loss_ce" not in name)
+    assert all(value > 0 for name, value in losses.items() if "loss_ce" in name)
+    torch.stack(list(losses.values())).sum().backward()
+    assert module.network.void_embedding.grad.abs().sum() > 0
+
+
+def test_only_norms_and_embeddings_go_without_weight_decay() -> None:
+    module = build()
+    decayed, exempt = module.parameter_groups()
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    without = {names[id(parameter)] for parameter in exempt["params"]}
+    assert exempt["weight_decay"] == 0
+    assert "weight_decay" not in decayed
+    assert {
+        "network.void_embedding",
+        "network.mask_decoder.query_features",
+        "network.mask_decoder.query_positions",
+        "network.mask_decoder.level_embedding",
+    } == {name for name in without if not name.endswith(("weight", "bias"))}
+    with_decay = {names[id(parameter)] for parameter in decayed["params"]}
+    assert {"network.pixel_decoder.level_embedding", "network.logit_scale"} <= with_decay
+    assert "network.pixel_decoder.lateral.1.weight" in without
+    assert "network.pixel_decoder.mask_features.bias" in with_decay
+    trainable = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    assert without | with_decay == trainable
+    assert not without & with_decay
+
+
+def test_prediction_spans_the_padded_image_and_sums_to_one() -> None:
+    module = build().eval()
+    with torch.no_grad():
+        prediction = module(batch()["image"], module.text_classifier(VOCABULARY))
+    assert prediction.padded_size == (64, 96)
+    assert prediction.mask_logits.shape == (2, 6, 16, 24)
+    assert prediction.resized_mask_logits((50, 70)).shape == (2, 6, 50, 70)
+    total = prediction.class_scores.sum(-1) + prediction.no_object_scores
+    torch.testing.assert_close(total, torch.ones(2, 6))
+
+
+def test_seen_classes_trust_the_trained_classifier_more() -> None:
+    module = build().eval()
+    image = batch()["image"][:1]
+    scores = {}
+    with torch.no_grad():
+        for share in (0.0, 1.0):
+            module.seen_exponent, module.unseen_exponent = share, share
+            scores[share] = module(image, module.text_classifier(VOCABULARY)).class_scores
+        module.seen_exponent, module.unseen_exponent = 0.0, 1.0
+        known = replace(VOCABULARY, seen=(True,) * 4)
+        unknown = replace(VOCABULARY, seen=(False,) * 4)
+        assert torch.equal(module(image, module.text_classifier(known)).class_scores, scores[0.0])
+        assert torch.equal(module(image, module.text_classifier(unknown)).class_scores, scores[1.0])
+    assert not torch.allclose(scores[0.0], scores[1.0])
+
+
+def test_evaluation_marks_what_training_saw() -> None:
+    module = build()
+    module.training_vocabulary = replace(VOCABULARY, seen=(True, False, True, True))
+    words = Vocabulary.from_words(["Lawn", "horse", "dog", "sky"])
+    assert module.with_seen(words).seen == (True, False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"),
+    [
+        ("coco_panoptic_133", 133),
+        ("ade20k_150", 64),
+        ("ade20k_847", 101),
+        ("pascal_context_59", 51),
+        ("pascal_context_459", 85),
+        ("pascal_voc_20", 20),
+        ("cityscapes_19", 17),
+        ("mapillary_vistas_65", 26),
+    ],
+)
+def test_overlap_with_the_training_set_counts_as_published(name: str, seen: int) -> None:
+    vocabulary = Vocabulary.load(name).with_seen_from(Vocabulary.load("coco_panoptic_133"))
+    assert len(vocabulary.seen_indices) == seen
+
+
+def test_the_best_synonym_speaks_for_its_class() -> None:
+    network = build().network
+    vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
+    text = TextEmbeddings(vectors, torch.tensor([0, 1, 1, 1, 2]), 3)
+    logits = network.classify(4 * vectors[3][None, None], text, torch.tensor(10.0))
+    # The scale is at most 100 and the length of the embedding does not count.
+    torch.testing.assert_close(logits[0, 0, 1], torch.tensor(100.0))
+    assert logits.shape == (1, 1, 4)
+
+
+def test_an_empty_mask_is_finite_under_both_poolings() -> None:
+    for tower in (CONVNEXT, RESNET):
+        visual = build(tower).clip.visual
+        channels = 24 if tower is CONVNEXT else 256
+        masks = torch.zeros(1, 2, 2, 3, dtype=torch.bool)
+        masks[0, 1, 0, 0] = True
+        embedded = embed_masks(visual, torch.randn(1, channels, 2, 3), masks)
+        assert embedded.shape == (1, 2, 16)
+        assert embedded.isfinite().all()
+
+
+def test_pooling_reads_nothing_outside_the_mask() -> None:
+    visual = build(CONVNEXT).clip.visual
+    features, masks = torch.randn(1, 24, 2, 3), torch.zeros(1, 1, 2, 3, dtype=torch.bool)
+    masks[0, 0, 1] = True
+    before = embed_masks(visual, features, masks)
+    features[:, :, 0] += 5
+    assert torch.equal(embed_masks(visual, features, masks), before)
+
+
+def test_padding_goes_to_the_bottom_and_right() -> None:
+    padded = pad_to_multiple(torch.ones(1, 33, 64, dtype=torch.int64), 32, 255)
+    assert padded.shape == (1, 64, 64)
+    assert (padded[:, :33] == 1).all()
+    assert (padded[:, 33:] == 255).all()
+
+
+def test_a_vision_transformer_is_refused() -> None:
+    with pytest.raises(InputError, match="convolutional"):
+        build(VIT)
+
+
+# Sizes of the released models: backbone channels, embedding size, and numbers of parameters.
+@pytest.mark.parametrize(
+    ("channels", "dimension", "pixel", "trainable"),
+    [
+        ((192, 384, 768, 1536), 768, 5_790_144, 20_721_601),
+        ((256, 512, 1024, 2048), 1024, 6_035_904, 21_033_409),
+        ((256, 512, 1024, 2048), 512, 6_035_904, 20_901_313),
+        ((320, 640, 1280, 2560), 640, 6_281_664, 21_180_097),
+        ((384, 768, 1536, 3072), 768, 6_527_424, 21_458_881),
+        ((512, 1024, 2048, 4096), 1024, 7_018_944, 22_016_449),
+    ],
+)
+def test_sizes_are_the_published_ones(channels: tuple[int, ...], dimension: int, pixel: int, trainable: int) -> None:
+    with torch.device("meta"):
+        decoder = MaskedAttentionDecoder(num_queries=250)
+        network = FCCLIPNetwork(PixelDecoder(channels), decoder, dimension)
+    assert sum(parameter.numel() for parameter in network.pixel_decoder.parameters()) == pixel
+    assert sum(parameter.numel() for parameter in network.parameters()) == trainable
+
+
+def test_the_published_model_is_the_default() -> None:
+    with torch.device("meta"):
+        module = FCCLIP(clip=CLIPSettings("convnext_large_d_320"))
+    assert sum(parameter.numel() for parameter in module.parameters()) == 372_494_210
+    assert sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad) == 20_721_601
+
+
+def official_state(module: FCCLIP) -> dict[str, torch.Tensor]:
+    """The module's weights under the official names, as a release would hold them."""
+    network = dict(module.network.state_dict())
+    layers = {
+        "cross_attention": ("cross_attention", "multihead_attn"),
+        "self_attention": ("self_attention", "self_attn"),
+    }
+    pixel, predictor = "sem_seg_head.pixel_decoder", "sem_seg_head.predictor"
+    candidates = [f"{predictor}.logit_scale", "void_embedding.weight", f"{pixel}.transformer.level_embed"]
+    candidates += [f"{predictor}.{n}.weight" for n in ("query_feat", "query_embed", "level_embed")]
+    for kind in ("weight", "bias"):
+        candidates += [f"{pixel}.input_proj.{i}.{j}.{kind}" for i in range(3) for j in range(2)]
+        candidates += [f"{pixel}.{n}.{kind}" for n in ("mask_features", "adapter_1.norm", "layer_1.norm")]
+        candidates += [f"{predictor}.{n}_embed.layers.{i}.{kind}" for n in ("mask", "class") for i in range(3)]
+        candidates += [f"{predictor}._mask_pooling_proj.{i}.{kind}" for i in range(2)] + [
+            f"{predictor}.decoder_norm.{kind}"
+        ]
+        parts = ("sampling_offsets", "attention_weights", "value_proj", "output_proj")
+        encoder = [*(f"self_attn.{p}" for p in parts), "linear1", "linear2", "norm1", "norm2"]
+        candidates += [f"{pixel}.transformer.encoder.layers.0.{p}.{kind}" for p in encoder]
+        for i in range(2):
+            for name, (layer, attention) in layers.items():
+                prefix = f"{predictor}.transformer_{layer}_layers.{i}"
+                candidates += [f"{prefix}.{attention}.in_proj_{kind}", f"{prefix}.{attention}.out_proj.{kind}"]
+                candidates += [f"{prefix}.norm.{kind}"] if name else []
+            candidates += [f"{predictor}.transformer_ffn_layers.{i}.{p}.{kind}" for p in ("linear1", "linear2", "norm")]
+    candidates += [f"{pixel}.adapter_1.weight", f"{pixel}.layer_1.weight"]
+    state = {key: network[name].clone() for key in candidates if (name := our_name(key)) is not None}
+    assert len(state) == len(candidates) == len(network)
+    state |= {f"backbone.clip_model.{key}": value.clone() for key, value in module.clip.model.state_dict().items()}
+    return state | {"criterion.empty_weight": torch.tensor([1.0, 0.1])}
+
+
+def test_official_weights_go_in_and_nothing_is_dropped() -> None:
+    source, target = build(), build()
+    for parameter in source.network.parameters():
+        torch.nn.init.normal_(parameter)
+    state = official_state(source)
+    convert_official(state, target)
+    assert all(
+        torch.equal(value, target.network.state_dict()[key]) for key, value in source.network.state_dict().items()
+    )
+    # Released files may lack the text tower.
+    image_only = {key: value for key, value in state.items() if "clip_model" not in key or ".visual." in key}
+    convert_official(image_only, build())
+    missing = "sem_seg_head.predictor.decoder_norm.weight"
+    with pytest.raises(InputError, match=r"mask_decoder\.norm\.weight"):
+        convert_official({key: value for key, value in state.items() if key != missing}, build())
+    with pytest.raises(InputError, match=r"sem_seg_head\.predictor\.surprise"):
+        convert_official(state | {"sem_seg_head.predictor.surprise": torch.zeros(1)}, build())
+    other = state | {"backbone.clip_model.visual.trunk.stem.0.weight": torch.zeros(8, 3, 4, 4)}
+    with pytest.raises(InputError, match="another CLIP"):
+        convert_official(other, build())
+    assert "criterion.empty_weight" not in rename(state)
+
+
+def test_official_weights_bring_the_vocabulary_they_were_trained_on() -> None:
+    module = build()
+    assert module.training_vocabulary is None
+    convert_official(official_state(module) | {"criterion.empty_weight": torch.ones(134)}, module)
+    assert module.training_vocabulary == Vocabulary.load("coco_panoptic_133")
+
+
+def test_the_clip_is_registered_once() -> None:
+    module = build()
+    assert sum(isinstance(part, FrozenCLIP) for part in module.modules()) == 1
+    names = [name for name, _ in module.named_parameters(remove_duplicate=False)]
+    assert not [name for name in names if name.startswith("network.") and "visual" in name]

@@ -92,6 +92,9 @@ class Command(LightningCLI):
             return
         last = self.run_directory.last_checkpoint
         if self.subcommand == "fit":
+            if not self.model.trainable:
+                method = type(self.model).__name__
+                raise InputError(f"{method} has nothing to train; use `ovsl test` or `ovsl predict` at once.")
             self.run_directory.check_same_run(plain)
             if config.ckpt_path is None and last.is_file():
                 self.config_init[self.subcommand]["ckpt_path"] = str(last)
@@ -105,7 +108,7 @@ class Command(LightningCLI):
                     "give --ckpt_path FILE, or --run_dir with the folder of a finished `ovsl fit`."
                 )
             self.config_init[self.subcommand]["ckpt_path"] = str(last)
-        rank_zero_only(self.run_directory.record_evaluation)(self.subcommand, plain)
+        rank_zero_only(self.run_directory.record_evaluation)(str(self.subcommand), plain)
 
     def fit(self, **arguments: Any) -> None:
         """Train, unless the run is complete already."""

@@ -113,10 +113,11 @@ def draw_overlay(picture: Picture, vocabulary: Vocabulary) -> np.ndarray:
         patch.set_label(f"{patch.get_label()}  {100 * counts[index] / counts.sum():.1f} %")
     inches = 6.4
     figure = Figure((inches + 2.6, max(inches * height / width, 0.25 * len(found) + 0.4)))
-    axis = figure.add_axes((0, 0, inches / (inches + 2.6), 1))
+    edge = inches / (inches + 2.6)
+    axis = figure.add_axes((0, 0, edge, 1))
     axis.imshow(overlay(picture.image, picture.prediction, vocabulary))
     axis.set_axis_off()
-    figure.legend(handles=patches, loc="center right", fontsize=9, frameon=False)
+    figure.legend(handles=patches, loc="center left", bbox_to_anchor=(edge, 0.5), fontsize=9, frameon=False)
     return _rasterize(figure, dpi=110)
 
 

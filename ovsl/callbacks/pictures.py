@@ -32,7 +32,7 @@ class PredictionPictures(Callback):
         for name, image, truth, labels in zip(batch["id"], batch["image"], batch["semantic"], outputs, strict=True):
             if len(pictures) == self.count:
                 return
-            pictures.append(_picture(name, image, labels, truth))
+            pictures.append(as_picture(name, image, labels, truth))
 
     def _draw(self, trainer: Trainer, module: Any, prefix: str) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
@@ -42,7 +42,7 @@ class PredictionPictures(Callback):
         for index, pictures in self._pictures.items():
             if not pictures:
                 continue
-            title = f"{type(module).__name__} on {names[index]}, step {trainer.global_step}"
+            title = f"{type(module).__name__} on {names[index]}, step {module.trained_steps}"
             sheet = draw_sheet(pictures, module.evaluation_vocabularies[index], title)
             folder = Path(trainer.default_root_dir) / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class PredictionPictures(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(
-                        f"{prefix}/{names[index]}/pictures", sheet, trainer.global_step, dataformats="HWC"
+                        f"{prefix}/{names[index]}/pictures", sheet, module.trained_steps, dataformats="HWC"
                     )
         self._pictures.clear()
 
@@ -87,7 +87,7 @@ class PredictionPictures(Callback):
         self._draw(trainer, pl_module, "test")
 
 
-def _picture(name: str, image: Tensor, labels: Tensor, truth: Tensor | None) -> Picture:
+def as_picture(name: str, image: Tensor, labels: Tensor, truth: Tensor | None) -> Picture:
     """Bring tensors to arrays; the image to the size of its labels, for drawing only."""
     array = image.permute(1, 2, 0).cpu().numpy()
     height, width = labels.shape

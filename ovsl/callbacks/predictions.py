@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
 from ovsl.callbacks.drawing import draw_overlay
-from ovsl.callbacks.pictures import _picture
+from ovsl.callbacks.pictures import as_picture
 from ovsl.vocabulary import Vocabulary
 
 
@@ -54,7 +54,7 @@ class PredictionFiles(BasePredictionWriter):
         dataset, vocabulary = list(self._vocabularies(trainer).items())[dataloader_idx]
         folder = self._folder(trainer, dataset)
         for name, image, labels in zip(batch["id"], batch["image"], prediction, strict=True):
-            picture = _picture(name, image, labels, None)
+            picture = as_picture(name, image, labels, None)
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(picture.prediction.astype(np.uint16)).save(_with_suffix(target, ".labels.png"))

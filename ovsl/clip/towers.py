@@ -226,11 +226,6 @@ def build_clip(
             raise InputError(
                 f"Weights {pretrained!r} of {model!r} were trained with quick_gelu={required}; leave `quick_gelu` out."
             )
-        if name_says and not required:
-            raise InputError(
-                f"CLIP {model!r} uses QuickGELU but its weights {pretrained!r} were trained with the exact GELU; "
-                f"use {model.removesuffix('-quickgelu')!r}."
-            )
         named_config["quick_gelu"] = required
     elif pretrained:
         if not Path(pretrained).is_file():

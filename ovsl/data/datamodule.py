@@ -237,7 +237,7 @@ class PredictionData(SegmentationDataModule):
     path below the folder that was given, without its suffix.
 
     Args:
-        images: Image files, folders (searched with their sub-folders), or both.
+        images: An image file, a folder (searched with its sub-folders), or a list of both.
         vocabulary: Words, one entry per class, synonyms separated by commas (``["road", "car, automobile"]``); or the
             name of a shipped vocabulary.
         evaluation_transform: Resizing of the images.
@@ -248,7 +248,7 @@ class PredictionData(SegmentationDataModule):
 
     def __init__(
         self,
-        images: list[str],
+        images: list[str] | str,
         vocabulary: list[str] | str,
         evaluation_transform: EvaluationTransform | None = None,
         batch_size: int = 1,
@@ -261,7 +261,7 @@ class PredictionData(SegmentationDataModule):
             num_workers=num_workers,
             on_error=on_error,
         )
-        self.images = images
+        self.images = [images] if isinstance(images, str) else images
         self.words = vocabulary
 
     @property

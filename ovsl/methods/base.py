@@ -92,6 +92,7 @@ class SegmentationModule(LightningModule):
         self._metrics = nn.ModuleList()
         self.evaluation_vocabularies: list[Vocabulary] = []
         self._training_lookup: Tensor | None = None
+        self._loaded_step = 0
 
     # What a method gives -----------------------------------------------------------------------------------------
 
@@ -201,6 +202,11 @@ class SegmentationModule(LightningModule):
             maps.update(zip(members, labels, strict=True))
         return [maps[index] for index in range(len(batch["image"]))]
 
+    @property
+    def trained_steps(self) -> int:
+        """Optimiser steps behind the current weights, also when they come from a checkpoint."""
+        return max(self.global_step, self._loaded_step)
+
     def _start_evaluation(self) -> None:
         """Make one metric for each evaluation dataset, its seen classes decided by what this model trained on."""
         self.evaluation_vocabularies = []
@@ -229,7 +235,7 @@ class SegmentationModule(LightningModule):
                 method=type(self).__name__,
                 stage=stage,
                 dataset=name,
-                step=self.global_step,
+                step=self.trained_steps,
                 vocabulary=vocabulary,
             )
             self.evaluation_results.append(result)
@@ -320,5 +326,6 @@ class SegmentationModule(LightningModule):
                 f"missing, {len(unexpected)} unexpected, {len(wrong)} of another shape ({named} ...); "
                 "use the config.yaml of the run that wrote it."
             )
+        self._loaded_step = int(checkpoint["global_step"])
         if record["training_vocabulary"] is not None:
             self.training_vocabulary = Vocabulary.from_dict(record["training_vocabulary"])

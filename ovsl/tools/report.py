@@ -27,17 +27,6 @@ _CONVENTIONS = {
 _UNDEFINED = "-"
 
 
-def main(args: Sequence[str]) -> None:
-    """Runs `ovsl report` with the words that follow it on the command line."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(prog="ovsl report", description="Print one table of all results below the directories.")
-    # From its signature alone, jsonargparse would want a list in brackets here.
-    parser.add_argument("run_dirs", nargs="+", type=Path, help="Directories of runs, searched at any depth.")
-    parser.add_function_arguments(report, skip={"run_dirs"})
-    report(**parser.parse_args(list(args)).as_dict())
-
-
 def report(
     run_dirs: list[Path],
     format: TableStyle = "text",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovsl.cli import main
 from ovsl.errors import InputError
 from ovsl.metrics.results import ClassResult, EvaluationResult
 from ovsl.tools import report as report_module
@@ -142,7 +143,7 @@ def test_command_writes_table_and_chart(runs, tmp_path, capsys):
 
 
 def test_command_line_takes_any_number_of_directories(runs, capsys):
-    report_module.main([str(runs / "baseline"), str(runs / "nested"), "--stage", "test", "--format=csv"])
+    assert main(["report", str(runs / "baseline"), str(runs / "nested"), "--stage", "test", "--format=csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["run"] for row in rows] == ["other", "baseline"]
 

@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both set themselves up.
+SHELL := /bin/bash
+.DELETE_ON_ERROR:
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
+
+.PHONY: help setup demo test test-slow golden lint typecheck format toy-clip clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+
+setup: $(VENV)/.installed ## virtual environment in .venv with ovsl and its tools
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ovsl needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar on -e '.[dev]'
+	touch $@
+
+demo: setup ## train on the seen classes of the toy world, test on all of them, beside a training-free method
+	@echo "== 1/4 train the patch-text baseline on the seen classes of the toy world"
+	$(BIN)/ovsl fit -c configs/methods/patch_text.yaml $(TOY) --run_dir $(DEMO)/patch_text
+	@echo "== 2/4 test it on all classes"
+	$(BIN)/ovsl test -c $(DEMO)/patch_text/config.yaml --run_dir $(DEMO)/patch_text
+	@echo "== 3/4 test MaskCLIP, which trains nothing"
+	$(BIN)/ovsl test -c configs/methods/maskclip.yaml $(TOY) --run_dir $(DEMO)/maskclip
+	@echo "== 4/4 one table of both"
+	@$(BIN)/ovsl report $(DEMO) --stage test --chart $(DEMO)/per-class-iou.png
+	@echo "pictures     $(DEMO)/*/pictures/test-toy.png"
+	@echo "checkpoint   $(DEMO)/patch_text/checkpoints/last.ckpt"
+	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(DEMO)"
+
+test: setup ## the test suite (without the slow ones)
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST)
+
+test-slow: setup ## tests that take minutes
+	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+golden: setup ## golden cases alone, also those in the folder OVSL_GOLDEN; PYTEST="-k zegclip" selects
+	$(BIN)/python -m pytest tests/golden -rA --no-header -q -s $(PYTEST)
+
+lint: setup ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: setup ## mypy
+	$(BIN)/mypy
+
+format: setup ## let ruff format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+toy-clip: setup ## train the two toy CLIPs again (hours on 2 cores) and write them to ovsl/clip/toy
+	$(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_vit.yaml
+	$(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_convnext.yaml
+
+clean: ## remove the environment and caches, keep runs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,243 @@
+"""The command as a user types it, on a tiny CLIP with random weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ovsl.cli import main
+from tests.conftest import ROOT, TINY_CLIP
+
+DATA = str(ROOT / "configs/data/toy.yaml")
+BASELINE = str(ROOT / "configs/methods/patch_text.yaml")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """Settings that make every run small: the tiny CLIP, few scenes, few steps."""
+    path = tmp_path_factory.mktemp("configs") / "small.yaml"
+    clip = {"model": "tiny", "config": TINY_CLIP}
+    data = {
+        "init_args": {
+            "train": {"init_args": {"length": 16}},
+            "evaluation": {
+                "toy": {
+                    "vocabulary": "toy",
+                    "split": "zero_shot",
+                    **{
+                        stage: {"class_path": "ovsl.data.ToySource", "init_args": {"seed": seed, "length": 10}}
+                        for stage, seed in (("validation", 1), ("test", 2))
+                    },
+                }
+            },
+            "batch_size": 4,
+            "num_workers": 0,
+        }
+    }
+    trainer = {"accelerator": "cpu", "max_steps": 4, "enable_progress_bar": False, "log_every_n_steps": 1}
+    content = {"model": {"init_args": {"clip": clip}}, "data": data, "trainer": trainer, "pictures": {"count": 2}}
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def _fit(small: Path, run: Path, *more: str) -> int:
+    return main(["fit", "-c", BASELINE, "-c", DATA, "-c", str(small), "--run_dir", str(run), *more])
+
+
+@pytest.fixture(scope="module")
+def trained(small, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    assert _fit(small, run) == 0
+    return run
+
+
+def _checkpoint(run: Path) -> dict:
+    return torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_fit_leaves_a_run_that_tells_what_ran(trained):
+    record = json.loads((trained / "run.json").read_text())
+    assert record["identity"]["model.temperature"] == 20.0
+    assert yaml.safe_load((trained / "config.yaml").read_text())["trainer"]["max_steps"] == 4
+    checkpoint = _checkpoint(trained)
+    assert checkpoint["global_step"] == 4
+    assert not any("model.transformer" in key for key in checkpoint["state_dict"]), "the text tower is frozen"
+    events = EventAccumulator(str(trained))
+    events.Reload()
+    tags = events.Tags()
+    wanted = {
+        "train/loss",
+        "train/learning_rate",
+        *(f"val/toy/{m}" for m in ("mIoU", "mIoU_seen", "mIoU_unseen", "hIoU")),
+    }
+    assert wanted <= set(tags["scalars"])
+    assert "val/toy/pictures" in tags["images"]
+
+
+def test_test_uses_the_checkpoint_of_its_run_and_report_finds_the_result(trained, small, capsys):
+    # The model is not written here: the checkpoint fills it in.
+    assert main(["test", "-c", DATA, "-c", str(_without_model(small)), "--run_dir", str(trained)]) == 0
+    result = json.loads((trained / "results/test-toy.json").read_text())
+    assert (result["method"], result["images"], result["step"]) == ("PatchText", 10, 4)
+    assert (trained / "pictures/test-toy.png").is_file()
+    capsys.readouterr()
+    chart = trained / "chart.png"
+    assert main(["report", str(trained), "--stage", "test", "--format", "csv", "--chart", str(chart)]) == 0
+    header, row = capsys.readouterr().out.splitlines()[:2]
+    cells = dict(zip(header.split(","), row.split(","), strict=True))
+    assert float(cells["mIoU"]) == pytest.approx(100 * result["metrics"]["mIoU"], abs=0.1)
+    assert Image.open(chart).width > 300
+
+
+def _without_model(small: Path) -> Path:
+    content = yaml.safe_load(small.read_text())
+    del content["model"]
+    path = small.with_name("small_without_model.yaml")
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_what_the_user_writes_wins_over_the_checkpoint(trained, small):
+    settings = _without_model(small)
+    command = ["validate", "-c", DATA, "-c", str(settings), "--run_dir", str(trained), "--model.temperature", "33"]
+    assert main(command) == 0
+    model = yaml.safe_load((trained / "config.validate.yaml").read_text())["model"]["init_args"]
+    assert model["temperature"] == 33
+    assert model["templates"] == "single_dot", "what the user did not write comes from the checkpoint"
+    assert model["clip"]["model"] == "tiny"
+
+
+def test_resumed_run_ends_with_the_same_weights(trained, small, tmp_path, capsys):
+    # The schedule spans the whole run, so the first start stops by a limit that is not part of it.
+    run = tmp_path / "resumed"
+    command = ["fit", "-c", BASELINE, "-c", DATA, "-c", str(small), "--run_dir", str(run)]
+    command += ["--checkpoint.every_n_train_steps", "1", "--trainer.callbacks+=tests.slow_steps.SlowSteps"]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "ovsl", *command],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    last = run / "checkpoints/last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.is_file() and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reached = torch.load(last, weights_only=True)["global_step"]
+    assert 1 <= reached < 4
+    assert _fit(small, run) == 0
+    assert f"from step {reached}" in capsys.readouterr().out
+    expected, found = _checkpoint(trained), _checkpoint(run)
+    assert found["global_step"] == 4
+    assert all(torch.equal(value, found["state_dict"][key]) for key, value in expected["state_dict"].items())
+    assert len(json.loads((run / "run.json").read_text())["starts"]) == 2
+
+
+def test_finished_run_is_not_trained_again(trained, small, capsys):
+    before = (trained / "checkpoints/last.ckpt").read_bytes()
+    assert _fit(small, trained) == 0
+    assert "is complete: 4 of 4 steps" in capsys.readouterr().out
+    assert (trained / "checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_run_directory_of_another_run_is_left_alone(trained, small, capsys):
+    before = _contents(trained)
+    assert _fit(small, trained, "--model.temperature", "5") == 2
+    assert "model.temperature was 20.0 and is 5.0 now" in capsys.readouterr().err
+    assert _contents(trained) == before
+
+
+def test_checkpoint_of_another_method_is_refused(trained, small, tmp_path, capsys):
+    command = ["test", "--model", "MaskCLIP", "-c", DATA, "-c", str(small), "--run_dir", str(tmp_path / "run")]
+    assert main([*command, "--ckpt_path", str(trained / "checkpoints/last.ckpt")]) == 2
+    assert "holds PatchText, but the configuration asks for MaskCLIP" in capsys.readouterr().err
+
+
+def test_trained_method_without_checkpoint_is_refused(small, tmp_path, capsys):
+    assert main(["test", "-c", BASELINE, "-c", DATA, "-c", str(small), "--run_dir", str(tmp_path / "new")]) == 2
+    assert "give --ckpt_path" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_checkpoint_that_runs_code_is_refused(small, tmp_path, capsys):
+    class Malicious:
+        def __reduce__(self):
+            return (os.system, (f"touch {tmp_path / 'executed'}",))
+
+    path = tmp_path / "bad.ckpt"
+    torch.save({"ovsl": Malicious(), "state_dict": {}, "global_step": 0}, path)
+    assert main(["test", "-c", DATA, "-c", str(small), "--ckpt_path", str(path), "--run_dir", str(tmp_path / "r")]) == 2
+    assert "is not a checkpoint that can be loaded safely" in capsys.readouterr().err
+    assert not (tmp_path / "executed").exists()
+
+
+def test_predict_labels_photos_with_any_words(small, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    generator = np.random.default_rng(0)
+    for name, size in (("one.jpg", (40, 60)), ("two.v2.png", (50, 30))):
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(photos / name)
+    settings = tmp_path / "clip.yaml"
+    settings.write_text(yaml.safe_dump({"model": yaml.safe_load(small.read_text())["model"]}))
+    command = ["predict", "--model", "MaskCLIP", "-c", str(settings), "--run_dir", str(tmp_path / "run")]
+    command += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert (
+        main([*command, "--data.images", str(photos), "--data.vocabulary", '["road", "sky", "car, automobile"]']) == 0
+    )
+    folder = tmp_path / "run/predictions"
+    assert json.loads((folder / "classes.json").read_text()) == ["road", "sky", "car"]
+    for name, size in (("one", (40, 60)), ("two.v2", (50, 30))):
+        with Image.open(folder / f"{name}.labels.png") as file:
+            assert file.mode == "I;16"
+            labels = np.asarray(file)
+        assert labels.shape == size
+        assert labels.max() < 3
+        shares = json.loads((folder / f"{name}.json").read_text())["share"]
+        assert shares == pytest.approx(
+            {c: (labels == i).mean() for i, c in enumerate(["road", "sky", "car"])}, abs=1e-6
+        )
+        assert Image.open(folder / f"{name}.overlay.png").mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data.images", "photo.jpg", "--data.vocabulary", "[]"], "vocabulary is empty"),
+        (["--data.images", "missing.jpg", "--data.vocabulary", '["road"]'], "missing.jpg"),
+        (["--data.images", "photo.jpg", "--data.vocabulary", "camvid_12"], "camvid_11"),
+        (["--data.images", "photo.jpg", "--data.vocabulary", '["road"]', "--model.templates", "imagenet"], "imagenet"),
+        (["--data.images", "broken.jpg", "--data.vocabulary", '["road"]'], "broken"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(arguments, message, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32)).save("photo.jpg")
+    Path("broken.jpg").write_bytes(b"not an image")
+    Path("clip.yaml").write_text(yaml.safe_dump({"model": yaml.safe_load(small.read_text())["model"]}))
+    command = ["predict", "--model", "MaskCLIP", "-c", "clip.yaml", "--trainer.accelerator", "cpu"]
+    assert main([*command, "--run_dir", "run", *arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("ovsl: ")
+    assert message in error
+
+
+def test_training_free_method_cannot_be_fitted(small, tmp_path, capsys):
+    command = ["fit", "--model", "MaskCLIP", "-c", DATA, "-c", str(small), "--run_dir", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "MaskCLIP has nothing to train" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
 from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
+from ovsl.metrics import AbsentClasses
 from ovsl.vocabulary import Vocabulary
 
 STRIDE = 32
@@ -88,6 +89,7 @@ class FCCLIP(SegmentationModule):
         num_points: Points at which masks are compared.
         templates: Prompt template set.
         synonyms: How the names of one class are merged.
+        absent_classes: Published figures average over the classes that occur in the ground truth.
         schedule: Learning-rate schedule; the published run of 368,750 steps drops at 327,778 and 355,092.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
@@ -107,10 +109,18 @@ class FCCLIP(SegmentationModule):
         num_points: int = 12544,
         templates: str = "vild_14",
         synonyms: SynonymRule = "max",
+        absent_classes: AbsentClasses = "skip",
         schedule: Schedule = MultiStepSchedule(milestones=(327_778, 355_092)),  # noqa: B008 - frozen
         **kwargs: Any,
     ) -> None:
-        super().__init__(clip=clip, templates=templates, synonyms=synonyms, schedule=schedule, **kwargs)
+        super().__init__(
+            clip=clip,
+            templates=templates,
+            synonyms=synonyms,
+            absent_classes=absent_classes,
+            schedule=schedule,
+            **kwargs,
+        )
         if not convolutional.is_convolutional(self.clip.visual):
             raise InputError(
                 f"FCCLIP needs a convolutional CLIP; {self.clip.name!r} is none: "

@@ -121,13 +121,14 @@ class TrainingBatches(Dataset):
         except InputError as error:
             return error
         return {
-            "image": torch.stack([image for image, _, _ in samples]),
-            "semantic": torch.stack([semantic for _, semantic, _ in samples]),
+            "image": torch.from_numpy(np.stack([image for image, _, _ in samples])).permute(0, 3, 1, 2).contiguous(),
+            # Widened once for the whole batch: int64 masks are dear to copy.
+            "semantic": torch.from_numpy(np.stack([semantic for _, semantic, _ in samples]).astype(np.int64)),
             "id": [id for _, _, id in samples],
         }
 
-    def sample(self, position: int) -> tuple[Tensor, Tensor, str]:
-        """The sample at a position: image uint8 ``(3, H, W)``, mask int64 ``(H, W)``, id."""
+    def sample(self, position: int) -> tuple[np.ndarray, np.ndarray, str]:
+        """The sample at a position: image uint8 ``(H, W, 3)``, mask uint8 or uint16 ``(H, W)``, id."""
         # A skipped row is replaced by the next one in the order, whichever worker meets it.
         for candidate in range(position, position + MAX_CONSECUTIVE_SKIPS):
             epoch, place = divmod(candidate, len(self.rows.source))
@@ -145,7 +146,7 @@ class TrainingBatches(Dataset):
             )
         self.pipeline.set_random_seed(sample_seed(self.seed, epoch, index))
         transformed = self.pipeline(image=row.image, mask=row.semantic)
-        return _image_tensor(transformed["image"]), _label_tensor(transformed["mask"]), row.id
+        return transformed["image"], transformed["mask"], row.id
 
     def _index(self, epoch: int, place: int) -> int:
         if epoch != self._epoch:
@@ -189,7 +190,7 @@ class EvaluationBatches(Dataset):
                 elif row.semantic is None:
                     raise InputError(_no_mask(self.rows, index, row))
                 else:
-                    batch["semantic"].append(_label_tensor(row.semantic))
+                    batch["semantic"].append(torch.from_numpy(row.semantic.astype(np.int64)))
         except InputError as error:
             return error
         return batch if batch["id"] else None
@@ -234,7 +235,3 @@ def _no_mask(rows: LabelledRows, index: int, row: Row) -> str:
 
 def _image_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def _label_tensor(mask: np.ndarray) -> Tensor:
-    return torch.from_numpy(mask.astype(np.int64))

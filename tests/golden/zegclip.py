@@ -21,8 +21,8 @@ NOT_COMPUTED: dict[str, str] = {}
 
 KNOWN_OPTIONS = {
     "": """method case ft_backbone exclude_key text_tower weights_dtype backbone text_encoder decode_head loss
-        class_names base_class novel_class both_class self_training seen_score_offset text_embedding_dtype test norm_mean norm_std
-        dropout_in_training trainable_but_without_gradient tolerance tensors weights""",
+        class_names base_class novel_class both_class self_training seen_score_offset text_embedding_dtype test
+        norm_mean norm_std dropout_in_training trainable_but_without_gradient tolerance tensors weights""",
     "backbone": """type patch_size width layers heads output_dim input_resolution num_tokens prompt_dim total_d_layer
         drop_path_rate_configured_but_inert ft_backbone exclude_key out_indices get_embeddings""",
     "text_encoder": "vocab_size context_length width heads layers embed_dim templates_per_class",

@@ -91,7 +91,7 @@ class ZegCLIP(SegmentationModule):
         templates: str = "single",
         inference: Inference = SlidingWindow(crop_size=512, stride=426),  # noqa: B008 - never mutated
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=2e-4, weight_decay=0.01),
-        schedule: Schedule = PolynomialSchedule(0.9, 1e-6, 1500, 1e-6),  # noqa: B008 - never mutated
+        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),  # noqa: B008 - never mutated
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -154,7 +154,10 @@ class ZegCLIP(SegmentationModule):
         logits = self.mask_logits(images, text)
         offset = None
         if text.seen is not None and self.self_training_start is None:
-            offset = self.seen_offset * text.seen.to(logits.dtype)
+            vocabulary = self.training_vocabulary
+            # To a model that trained on every class of its vocabulary, all are seen, whatever a split reports.
+            fully_supervised = vocabulary is not None and not vocabulary.unseen_indices
+            offset = self.seen_offset * (text.seen | fully_supervised).to(logits.dtype)
         if self.loss == "exclusive":
             return DensePrediction(logits.softmax(dim=1), class_offset=offset)
         return DensePrediction(logits, "sigmoid", offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +28,14 @@ DROPPED = (
 )
 
 CLIP_TOLERANCE = 1e-3
+
+# Entries of `empty_weight` (one more than the classes in training) -> vocabulary, split, templates of the releases.
+RELEASES = {
+    16: ("pascal_voc_20", "zero_shot_15_5", "single"),
+    21: ("pascal_voc_20", None, "single"),
+    157: ("coco_stuff_171", "zero_shot_156_15", "zegclip_15"),
+    172: ("coco_stuff_171", None, "zegclip_15"),
+}
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,6 +63,39 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if unknown:
         raise InputError(f"Not a ZegCLIP checkpoint: no rule for {len(unknown)} of its names ({_some(unknown)}).")
     return renamed
+
+
+def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of the published checkpoints, read off their tensors, for a conversion without a configuration.
+
+    The weights of the self-trained and the fully supervised models look the same; both are taken for the latter, which
+    gives the same label maps.
+
+    Args:
+        state_dict: The official ``state_dict``.
+
+    Returns:
+        ``init_args`` of :class:`ZegCLIP`, and ``vocabulary`` and ``split`` that it was trained on.
+
+    Raises:
+        InputError: A checkpoint that is none of the published ones.
+    """
+    classes = state_dict.get("decode_head.loss_decode.criterion.empty_weight")
+    conv1, prompts = state_dict.get("backbone.conv1.weight"), state_dict.get("backbone.prompt_embeddings")
+    if classes is None or prompts is None or conv1 is None or conv1.shape[::2] != (768, 16):
+        raise InputError("This is none of the published ZegCLIP checkpoints; give its settings with -c CONFIG.")
+    if len(classes) not in RELEASES:
+        raise InputError(
+            f"A ZegCLIP checkpoint for {len(classes) - 1} classes is none of the published ones; give its settings "
+            "with -c CONFIG, and --vocabulary and --split."
+        )
+    vocabulary, split, templates = RELEASES[len(classes)]
+    init_args = {
+        "clip": {"model": "ViT-B-16", "pretrained": "openai"},
+        "num_prompts": prompts.shape[1],
+        "templates": templates,
+    }
+    return {"init_args": init_args, "vocabulary": vocabulary, "split": split}
 
 
 def convert(state_dict: Mapping[str, Tensor], module: ZegCLIP) -> None:

@@ -1,0 +1,46 @@
+"""A method built from configuration files, for the tools that need a model but no trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
+
+import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
+from ovsl.methods.base import SegmentationModule
+
+OTHER_SECTIONS = (
+    "data", "trainer", "seed_everything", "run_dir", "ckpt_path", "checkpoint", "pictures", "predictions",
+)  # fmt: skip
+"""Sections of a whole experiment's file that say nothing about the model."""
+
+
+def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:
+    """Parser with ``-c FILE`` (repeatable, whole experiments too) and ``--model``.
+
+    Args:
+        prog: What the usage line calls the command.
+        description: Shown by ``--help``.
+        required: Whether a model has to be given.
+    """
+    parser = ArgumentParser(prog=prog, description=description)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; later ones win.")
+    parser.add_subclass_arguments(SegmentationModule, "model", required=required, fail_untyped=False)
+    for section in OTHER_SECTIONS:
+        parser.add_argument(f"--{section}", type=Any, default=None, help=SUPPRESS)
+    return parser
+
+
+def model_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """``class_path`` and ``init_args`` of the parsed model in plain types, as checkpoints record them."""
+    plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
+    settings: dict[str, Any] = plain["model"]
+    return settings
+
+
+def forget_clip_weights(config: Namespace) -> None:
+    """Let the parsed model stand on a randomly initialised CLIP."""
+    clip = config.model.init_args.clip
+    clip.pretrained = None
+    clip.quick_gelu = None

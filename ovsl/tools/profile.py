@@ -1,0 +1,193 @@
+"""``ovsl profile``: parameters, multiply-adds, latency and peak memory of any method."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ovsl.clip import TextEmbeddings
+from ovsl.methods.base import SegmentationModule
+from ovsl.tools.models import forget_clip_weights, model_parser
+
+aten = torch.ops.aten
+
+DESCRIPTION = """Print the size and the cost of a method.
+
+Multiply-adds are those of one image: the network with all classes as queries, the text tower left out (its embeddings
+are computed once per vocabulary). Layer norms (5 per element) and bilinear resizes (4 per output element) count with
+the linear layers, convolutions and attention products; the published figures of the field include them."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a method costs.
+
+    Attributes:
+        parameters: All parameters, the CLIP with both towers included.
+        trainable: Those that train.
+        text_parameters: Those of the text tower, which runs once per vocabulary.
+        multiply_adds: Of one image.
+        latency: Median seconds of one batch, from uint8 images to class scores at their size.
+        peak_memory: Bytes; on a GPU of the allocator's peak, on a CPU of the process.
+        size: Side of the image.
+        num_classes: Number of classes.
+        batch_size: Images in a batch.
+        device: Where it was measured.
+    """
+
+    parameters: int
+    trainable: int
+    text_parameters: int
+    multiply_adds: int
+    latency: float
+    peak_memory: int
+    size: int
+    num_classes: int
+    batch_size: int
+    device: str
+
+    def __str__(self) -> str:
+        rows = (
+            ("parameters", f"{self.parameters / 1e6:.2f} M (text tower {self.text_parameters / 1e6:.2f} M)"),
+            ("trainable", f"{self.trainable / 1e6:.2f} M"),
+            (
+                "multiply-adds",
+                f"{self.multiply_adds / 1e9:.2f} G ({self.size}x{self.size}, {self.num_classes} classes)",
+            ),
+            ("latency", f"{self.latency * 1e3:.1f} ms (batch of {self.batch_size}, {self.device})"),
+            ("images per second", f"{self.batch_size / self.latency:.2f}"),
+            ("peak memory", f"{self.peak_memory / 2**20:.0f} MiB"),
+        )
+        return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+
+def profile(
+    model: SegmentationModule,
+    size: int = 512,
+    classes: int = 150,
+    batch_size: int = 1,
+    repeats: int = 5,
+    device: str = "cuda" if torch.cuda.is_available() else "cpu",
+) -> Profile:
+    """Measure a method on random images and random text embeddings.
+
+    Args:
+        model: The method.
+        size: Side of the square image in pixels.
+        classes: Number of classes.
+        batch_size: Images in a batch, for latency and memory.
+        repeats: Batches whose median latency is reported.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+    """
+    model = model.to(device).eval()
+    text = random_text(model, classes)
+    image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, device=device)
+    multiply_adds = count_multiply_adds(lambda: scores_at_original_size(model, image, text))
+    images = image.expand(batch_size, -1, -1, -1)
+    if images.is_cuda:
+        torch.cuda.reset_peak_memory_stats(images.device)
+    latency = _median_seconds(lambda: scores_at_original_size(model, images, text), repeats, images.is_cuda)
+    return Profile(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        text_parameters=sum(p.numel() for n, p in model.clip.model.named_parameters() if not n.startswith("visual.")),
+        multiply_adds=multiply_adds,
+        latency=latency,
+        peak_memory=_peak_memory(images.device),
+        size=size,
+        num_classes=classes,
+        batch_size=batch_size,
+        device=torch.cuda.get_device_name(images.device) if images.is_cuda else "CPU",
+    )
+
+
+def random_text(model: SegmentationModule, num_classes: int) -> TextEmbeddings:
+    """Random unit embeddings of as many classes, one row each."""
+    device = model.clip.mean.device
+    vectors = functional.normalize(torch.randn(num_classes, model.clip.embedding_dimension, device=device), dim=1)
+    return TextEmbeddings(vectors, torch.arange(num_classes, device=device), num_classes)
+
+
+@torch.no_grad()
+def scores_at_original_size(model: SegmentationModule, images: Tensor, text: TextEmbeddings) -> Tensor:
+    """Class scores as evaluation needs them: brought to the size of the input, then to that of the original image.
+
+    The original is taken to be as large as the input; the second resize is done all the same, as it is for any other
+    original (and in the published figures).
+    """
+    size = (images.shape[-2], images.shape[-1])
+    scores = model(images, text).semantic_scores(size)
+    return functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+
+
+def count_multiply_adds(function: Callable[[], Any]) -> int:
+    """Multiply-adds of a call: matrix products, convolutions and attention, layer norms, bilinear resizes."""
+    custom = {
+        aten.native_layer_norm: _layer_norm_flops,
+        aten.upsample_bilinear2d: _bilinear_flops,
+    }
+    # The fused attention kernels differ by device, and not all of them are known to the counter.
+    with FlopCounterMode(display=False, custom_mapping=custom) as counter, sdpa_kernel(SDPBackend.MATH):
+        function()
+    return int(counter.get_total_flops()) // 2
+
+
+def _layer_norm_flops(input_shape: torch.Size, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * 5 * input_shape.numel()
+
+
+def _bilinear_flops(*args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
+    return 2 * 4 * torch.Size(out_shape).numel()
+
+
+def _median_seconds(function: Callable[[], Any], repeats: int, synchronize: bool) -> float:
+    seconds = []
+    for _ in range(repeats + 1):
+        if synchronize:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if synchronize:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    # The first call pays for allocation and kernel selection.
+    return sorted(seconds[1:])[repeats // 2]
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main(args: Sequence[str] | None = None) -> Profile:
+    """``ovsl profile -c configs/methods/zegclip.yaml [--size 512] [--classes 171] [--random_weights]``."""
+    parser = model_parser("ovsl profile", DESCRIPTION)
+    parser.add_function_arguments(profile, skip={"model"}, as_group=False)
+    parser.add_argument(
+        "--random_weights",
+        type=bool,
+        default=False,
+        nargs="?",
+        const=True,
+        help="Do without the pretrained weights of the CLIP; costs and sizes do not depend on them.",
+    )
+    config = parser.parse_args(args)
+    if config.random_weights:
+        forget_clip_weights(config)
+    built = parser.instantiate_classes(config)
+    options = {key: built[key] for key in ("size", "classes", "batch_size", "repeats", "device")}
+    result = profile(built.model, **options)
+    print(result)
+    return result

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovsl.methods import ZegCLIP
+from ovsl.methods.base import CLIPSettings
+from ovsl.tools import profile as tool
+
+
+@pytest.mark.parametrize(("num_prompts", "classes", "published"), [(10, 20, 110.4), (100, 171, 123.9)])
+def test_published_multiply_adds_of_zegclip(num_prompts: int, classes: int, published: float) -> None:
+    with torch.device("meta"):
+        model = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), num_prompts=num_prompts).eval()
+        images = torch.empty(1, 3, 512, 512, dtype=torch.uint8)
+    text = tool.random_text(model, classes)
+    found = tool.count_multiply_adds(lambda: tool.scores_at_original_size(model, images, text))
+    assert round(found / 1e9, 1) == published
+
+
+def test_operations_are_counted_by_their_definition() -> None:
+    linear, norm = torch.nn.Linear(8, 4), torch.nn.LayerNorm(8)
+    values = torch.randn(3, 8)
+    assert tool.count_multiply_adds(lambda: linear(norm(values))) == 3 * 8 * 4 + 5 * 3 * 8
+    query = torch.randn(1, 2, 5, 16)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    assert tool.count_multiply_adds(lambda: attention(query, query, query)) == 2 * 2 * 5 * 5 * 16
+
+
+CONFIG = """
+model:
+  class_path: {method}
+  init_args:
+    clip:
+      model: tiny
+      pretrained: {pretrained}
+      quick_gelu: true
+      config:
+        embed_dim: 16
+        vision_cfg: {{layers: 2, width: 24, head_width: 8, patch_size: 4, image_size: 16}}
+        text_cfg: {{context_length: 77, vocab_size: 100, width: 8, heads: 1, layers: 1}}
+data: {{batch_size: 3}}
+"""
+
+
+@pytest.mark.parametrize("method", ["ZegCLIP", "MaskCLIP"])
+def test_any_method_is_profiled_from_its_configuration(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "method.yaml"
+    path.write_text(CONFIG.format(method=method, pretrained="none.pt"))
+    arguments = ["-c", str(path), "--random_weights", "--size", "32", "--repeats", "2", "--device", "cpu"]
+    few = tool.main([*arguments, "--classes", "2"])
+    many = tool.main([*arguments, "--classes", "9"])
+    assert few.multiply_adds < many.multiply_adds
+    assert (few.trainable > 0) == (method == "ZegCLIP")
+    assert few.trainable + few.text_parameters < few.parameters
+    assert few.latency > 0
+    assert few.peak_memory > 2**20
+    assert "multiply-adds" in capsys.readouterr().out

@@ -58,7 +58,7 @@ def fit_in_two_processes(output: Path, name: str, make_data) -> None:
             strategy="ddp_fork",
             callbacks=[saver] if checkpoint is None else [],
             enable_checkpointing=checkpoint is None,
-            limit_val_batches=1.0,
+            limit_val_batches=1.0 if checkpoint is None else 0,
             check_val_every_n_epoch=None,
             val_check_interval=11,
         ).fit(Run(output, f"{name}-{part}"), make_data(), ckpt_path=checkpoint)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,12 +22,9 @@ from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs import RunDirectory
-from ovsl.tools.report import report
 
-TOOLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-    "report": (report, {"run_dirs": {"nargs": "+", "type": Path}}),
-}
-"""The small commands: function, and how its positional arguments are read."""
+TOOLS = ("convert", "profile", "report")
+"""The small commands: modules of :mod:`ovsl.tools`, imported when they are asked for."""
 
 DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, predict; and the tools
 {", ".join(TOOLS)} (`ovsl TOOL --help`)."""
@@ -135,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     try:
         if given and given[0] in TOOLS:
-            run_tool(given[0], given[1:])
+            importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
         else:
             run_lightning(args)
     except InputError as error:
@@ -146,16 +144,6 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         return _fail(cause)
     return 0
-
-
-def run_tool(name: str, args: Sequence[str]) -> None:
-    """Run one of the small commands."""
-    function, positional = TOOLS[name]
-    parser = ArgumentParser(prog=f"ovsl {name}", description=(function.__doc__ or "").strip().splitlines()[0])
-    for argument, options in positional.items():
-        parser.add_argument(argument, **options)
-    parser.add_function_arguments(function, skip=set(positional), as_group=False)
-    function(**parser.instantiate_classes(parser.parse_args(list(args))).as_dict())
 
 
 def run_lightning(args: Sequence[str] | None = None) -> Command:

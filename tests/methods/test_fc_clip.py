@@ -12,8 +12,8 @@ from ovsl.methods.base import CLIPSettings
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
 from ovsl.methods.fc_clip.module import pad_to_multiple
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
+from ovsl.methods.fc_clip.official import CLIP_PREFIX, our_name, rename, settings
 from ovsl.methods.fc_clip.official import convert as convert_official
-from ovsl.methods.fc_clip.official import our_name, rename
 from ovsl.vocabulary import Vocabulary
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -271,32 +271,52 @@ def official_state(module: FCCLIP) -> dict[str, torch.Tensor]:
 
 def test_official_weights_go_in_and_nothing_is_dropped() -> None:
     source, target = build(), build()
-    for parameter in source.network.parameters():
+    for parameter in (*source.network.parameters(), *source.clip.parameters()):
         torch.nn.init.normal_(parameter)
     state = official_state(source)
     convert_official(state, target)
-    assert all(
-        torch.equal(value, target.network.state_dict()[key]) for key, value in source.network.state_dict().items()
-    )
-    # Released files may lack the text tower.
-    image_only = {key: value for key, value in state.items() if "clip_model" not in key or ".visual." in key}
-    convert_official(image_only, build())
-    missing = "sem_seg_head.predictor.decoder_norm.weight"
-    with pytest.raises(InputError, match=r"mask_decoder\.norm\.weight"):
-        convert_official({key: value for key, value in state.items() if key != missing}, build())
-    with pytest.raises(InputError, match=r"sem_seg_head\.predictor\.surprise"):
-        convert_official(state | {"sem_seg_head.predictor.surprise": torch.zeros(1)}, build())
-    other = state | {"backbone.clip_model.visual.trunk.stem.0.weight": torch.zeros(8, 3, 4, 4)}
-    with pytest.raises(InputError, match="another CLIP"):
-        convert_official(other, build())
+    for part in ("network", "clip"):
+        loaded = getattr(target, part).state_dict()
+        assert all(torch.equal(value, loaded[key]) for key, value in getattr(source, part).state_dict().items())
     assert "criterion.empty_weight" not in rename(state)
 
 
-def test_official_weights_bring_the_vocabulary_they_were_trained_on() -> None:
+def test_official_weights_that_do_not_fit_are_refused() -> None:
     module = build()
-    assert module.training_vocabulary is None
-    convert_official(official_state(module) | {"criterion.empty_weight": torch.ones(134)}, module)
-    assert module.training_vocabulary == Vocabulary.load("coco_panoptic_133")
+    state = official_state(module)
+    missing = "sem_seg_head.predictor.decoder_norm.weight"
+    with pytest.raises(InputError, match=r"mask_decoder\.norm\.weight"):
+        convert_official({key: value for key, value in state.items() if key != missing}, module)
+    with pytest.raises(InputError, match=r"sem_seg_head\.predictor\.surprise"):
+        convert_official(state | {"sem_seg_head.predictor.surprise": torch.zeros(1)}, module)
+    with pytest.raises(InputError, match="1 of another shape"):
+        convert_official(state | {"void_embedding.weight": torch.zeros(1, 3)}, module)
+
+
+def test_released_files_may_lack_the_text_tower_but_not_stand_on_another_clip() -> None:
+    module = build()
+    image_only = {k: v for k, v in official_state(module).items() if "clip_model" not in k or ".visual." in k}
+    # On random CLIP weights nothing could fill the gap.
+    with pytest.raises(InputError, match=r"token_embedding|positional_embedding|ln_final"):
+        convert_official(image_only, module)
+    module.clip.pretrained = "weights.pt"
+    convert_official(image_only, module)
+    with pytest.raises(InputError, match="another CLIP"):
+        convert_official(image_only | {f"{CLIP_PREFIX}visual.trunk.stem.0.weight": torch.ones(8, 3, 4, 4)}, module)
+
+
+def test_published_checkpoints_are_recognised() -> None:
+    state = {
+        f"{CLIP_PREFIX}visual.layer1.0.conv3.weight": torch.zeros(256, 64, 1, 1),
+        "void_embedding.weight": torch.zeros(1, 512),
+        "sem_seg_head.predictor.query_feat.weight": torch.zeros(250, 256),
+    }
+    found = settings(state)
+    assert found["init_args"]["clip"] == {"model": "RN101", "pretrained": "openai"}
+    assert found["init_args"]["ensemble_on_valid_masks"]
+    assert found["vocabulary"] == "coco_panoptic_133"
+    with pytest.raises(InputError, match="none of the published"):
+        settings(state | {"void_embedding.weight": torch.zeros(1, 16)})
 
 
 def test_the_clip_is_registered_once() -> None:

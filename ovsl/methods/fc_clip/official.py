@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ovsl.errors import InputError
 from ovsl.methods.fc_clip.module import FCCLIP
-from ovsl.vocabulary import Vocabulary
 
 CLIP_PREFIX = "backbone.clip_model."
+# Weights went through half precision at most.
+CLIP_TOLERANCE = 1e-3
+
+# Channels of the first stage (ConvNeXt: of the stem) and embedding size -> CLIP of the published checkpoints.
+RELEASES = {
+    (192, 768): ("convnext_large_d_320", "laion2b_s29b_b131k_ft_soup"),
+    (256, 1024): ("RN50", "openai"),
+    (256, 512): ("RN101", "openai"),
+    (320, 640): ("RN50x4", "openai"),
+    (384, 768): ("RN50x16", "openai"),
+    (512, 1024): ("RN50x64", "openai"),
+}
 NAMES = (
     # official key -> ours
     (r"void_embedding\.weight", r"void_embedding"),
@@ -77,7 +90,7 @@ def _part(rest: str, parts: dict[str, str], prefix: str) -> str | None:
     return None
 
 
-def rename(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Official state dict to ours: trained weights under ``network.``, the frozen CLIP under ``clip.model.``.
 
     Left out by rule, since they are no weights: ``criterion.empty_weight`` (a constant of the loss) and the text
@@ -95,11 +108,39 @@ def rename(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def convert(state_dict: dict[str, Tensor], module: FCCLIP) -> None:
+def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of the published checkpoints, read off their tensors, for a conversion without a configuration.
+
+    Args:
+        state_dict: The official state dict.
+
+    Returns:
+        ``init_args`` of :class:`FCCLIP`, and ``vocabulary`` and ``split`` that it was trained on.
+
+    Raises:
+        InputError: A checkpoint that is none of the published ones.
+    """
+    convnext = state_dict.get(f"{CLIP_PREFIX}visual.trunk.stem.0.weight")
+    resnet = state_dict.get(f"{CLIP_PREFIX}visual.layer1.0.conv3.weight")
+    void, queries = state_dict.get("void_embedding.weight"), state_dict.get("sem_seg_head.predictor.query_feat.weight")
+    tower = convnext if convnext is not None else resnet
+    if tower is None or void is None or queries is None or (len(tower), void.shape[1]) not in RELEASES:
+        raise InputError("This is none of the published FC-CLIP checkpoints; give its settings with -c CONFIG.")
+    model, pretrained = RELEASES[len(tower), void.shape[1]]
+    init_args = {
+        "clip": {"model": model, "pretrained": pretrained},
+        "mask_decoder": {"num_queries": len(queries)},
+        "ensemble_on_valid_masks": convnext is None,
+    }
+    return {"init_args": init_args, "vocabulary": "coco_panoptic_133", "split": None}
+
+
+def convert(state_dict: Mapping[str, Tensor], module: FCCLIP) -> None:
     """Load an official release into a freshly built module.
 
-    The release carries the frozen CLIP's image tower, and some files its text tower. They are compared with the CLIP
-    that the module was built on, which has to be the same; what is absent from the file is that CLIP's already.
+    The release carries the frozen CLIP's image tower, and some files its text tower. Where the module was built on
+    pretrained CLIP weights they have to be the same, and what the file lacks is there already; where it was built with
+    random ones they are loaded, and the file has to hold them all.
 
     Args:
         state_dict: The official state dict (the ``model`` entry of a released file).
@@ -108,40 +149,39 @@ def convert(state_dict: dict[str, Tensor], module: FCCLIP) -> None:
     Raises:
         InputError: Weights are missing, unexpected or of another shape, or the module's CLIP is another one.
     """
-    renamed = rename(state_dict)
-    trained = {key.removeprefix("network."): value for key, value in renamed.items() if key.startswith("network.")}
-    frozen = {key.removeprefix("clip.model."): value for key, value in renamed.items() if key.startswith("clip.")}
-    expected, clip = module.network.state_dict(), module.clip.model.state_dict()
-    missing = sorted(expected.keys() - trained.keys())
-    unexpected = sorted(
-        [key for key in renamed if not key.startswith(("network.", "clip."))]
-        + [f"network.{key}" for key in trained.keys() - expected.keys()]
-        + [f"clip.model.{key}" for key in frozen.keys() - clip.keys()]
-    )
-    wrong = sorted(key for key in trained.keys() & expected.keys() if trained[key].shape != expected[key].shape)
+    found = rename(state_dict)
+    expected = {f"network.{name}": tensor for name, tensor in module.network.state_dict().items()}
+    clip = {f"clip.model.{name}": tensor for name, tensor in module.clip.model.state_dict().items()}
+    # The number of batches behind BatchNorm's statistics is used by no forward pass.
+    found = {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}
+    clip = {name: tensor for name, tensor in clip.items() if not name.endswith("num_batches_tracked")}
+    wanted = set(expected) if module.clip.pretrained is not None else {*expected, *clip}
+    own = expected | clip
+    missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - own.keys())
+    wrong = sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape)
     if missing or unexpected or wrong:
         raise InputError(
-            f"The file does not fit this FCCLIP: missing {missing[:5]} ({len(missing)}), unexpected {unexpected[:5]} "
-            f"({len(unexpected)}), of another shape {wrong[:5]} ({len(wrong)}); set model.clip, model.pixel_decoder "
-            "and model.mask_decoder to those of the release."
+            f"The file does not fit the configured FCCLIP: {len(missing)} weights missing ({_some(missing)}), "
+            f"{len(unexpected)} left over ({_some(unexpected)}), {len(wrong)} of another shape ({_some(wrong)}); set "
+            "model.clip, model.pixel_decoder and model.mask_decoder to those of the release."
         )
-    differing = sorted(key for key, value in frozen.items() if not _same(value, clip[key]))
-    if differing:
-        raise InputError(
-            f"The file was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
-            f"{len(differing)} of {len(frozen)} tensors differ ({', '.join(differing[:3])} ...); "
-            "set model.clip to match."
-        )
-    module.network.load_state_dict(trained)
-    training_classes = state_dict.get("criterion.empty_weight")
-    released = Vocabulary.load("coco_panoptic_133")
-    if training_classes is not None and len(training_classes) == len(released) + 1:
-        # Every released file was trained on this vocabulary; it decides which test classes count as seen.
-        module.training_vocabulary = released
+    if module.clip.pretrained is not None:
+        frozen = sorted(found.keys() & clip.keys())
+        different = [name for name in frozen if not _same(found.pop(name), clip[name])]
+        if different:
+            raise InputError(
+                f"The file stands on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
+                f"{len(different)} of {len(frozen)} frozen tensors differ ({_some(different)}); "
+                "set model.clip to match."
+            )
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
 
 
 def _same(found: Tensor, own: Tensor) -> bool:
-    if found.shape != own.shape:
-        return False
-    # Released towers went through half precision at most.
-    return torch.allclose(found.to(own), own, rtol=2e-3, atol=1e-5)
+    return bool((found - own).abs().max() <= CLIP_TOLERANCE * found.abs().max())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"

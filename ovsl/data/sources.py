@@ -5,6 +5,7 @@ Constructors only store their arguments: files and repositories are opened when 
 """
 
 import io
+import os
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -335,7 +336,9 @@ class ParquetSource(ParquetRows):
 
     Args:
         files: Folder, file, glob pattern, or a list of these. In a folder, the files of the split are
-            ``<split>-*.parquet``, ``<split>.parquet`` or ``<split>/*.parquet``, at the top or under ``data/``.
+            ``<split>-*.parquet``, ``<split>.parquet`` or ``<split>/*.parquet``, at the top or under ``data/``. What is
+            not in the current folder is looked for in the folder that the environment variable ``OVSL_DATA`` names
+            (default ``data``).
         split: Split whose files are taken from a folder.
         image_column: Column with the encoded image.
         mask_column: Column with the encoded label mask.
@@ -366,7 +369,7 @@ class ParquetSource(ParquetRows):
     def _builder(self) -> Any:
         import datasets
 
-        found = [file for pattern in self.files for file in self._matches(Path(pattern).expanduser())]
+        found = [file for pattern in self.files for file in self._matches(_locate(pattern))]
         return datasets.load_dataset_builder("parquet", data_files={self._split: [str(file) for file in found]})
 
     def _matches(self, pattern: Path) -> list[Path]:
@@ -380,7 +383,10 @@ class ParquetSource(ParquetRows):
         else:
             found = sorted(Path(pattern.anchor or ".").glob(str(pattern.relative_to(pattern.anchor))))
         if not found:
-            raise InputError(f"No Parquet file matches '{pattern}' (split '{self.split}'): check the path of the data.")
+            raise InputError(
+                f"No Parquet file matches '{pattern}' (split '{self.split}'): check the path of the data, or set "
+                "OVSL_DATA to the folder that holds it."
+            )
         return found
 
     @property
@@ -390,6 +396,13 @@ class ParquetSource(ParquetRows):
     @property
     def _remedy(self) -> str:
         return "check that the files are complete Parquet files"
+
+
+def _locate(pattern: str) -> Path:
+    """A path as given where it exists, otherwise below the folder of all data, if it exists there."""
+    given = Path(pattern).expanduser()
+    stored = Path(os.environ.get("OVSL_DATA", "data")) / given
+    return stored if not given.exists() and stored.exists() else given
 
 
 class ToySource(Source):

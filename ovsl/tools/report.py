@@ -3,9 +3,11 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, Literal, get_args
 
 from ovsl.errors import InputError
@@ -19,7 +21,12 @@ _FIGURES = {
     "mIoU_seen": "mIoU seen",
     "mIoU_unseen": "mIoU unseen",
     "hIoU": "hIoU",
+    "PQ": "PQ",
+    "PQ_seen": "PQ seen",
+    "PQ_unseen": "PQ unseen",
+    "AP": "AP",
 }
+_OPTIONAL = {"PQ", "PQ_seen", "PQ_unseen", "AP"}  # columns only where some method gives them
 _CONVENTIONS = {
     "skip": "Means leave out classes without ground truth (skip).",
     "zero": "Means count classes that are predicted but have no ground truth as 0 (zero).",
@@ -44,6 +51,7 @@ def report(
     output: Path | None = None,
     chart: Path | None = None,
     stage: Literal["test", "validate"] | None = None,
+    average_seeds: bool = False,
 ) -> None:
     """Prints one table of all results found below the given directories.
 
@@ -53,11 +61,14 @@ def report(
         output: File that the table is written to, instead of the terminal.
         chart: PNG file for a bar chart of the IoU of every class.
         stage: Only the results of `ovsl test` or of `ovsl validate`; by default both.
+        average_seeds: One row, mean and standard deviation, for runs whose names differ only in `-seed<number>`.
 
     Raises:
         InputError: If a directory does not exist or holds no results, or a result file cannot be read.
     """
     results = collect(run_dirs, stage)
+    if average_seeds:
+        results = average_over_seeds(results)
     table = format_table(results, format)
     if output is None:
         print(table, end="")
@@ -104,6 +115,50 @@ def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationR
     return sorted(results.values(), key=lambda each: (each.dataset, each.stage, each.method, each.run, each.step))
 
 
+@dataclass(frozen=True)
+class SeedAverage(EvaluationResult):
+    """The mean of several runs that differ only in their seed.
+
+    Args:
+        spread: Standard deviation over the seeds (n - 1) of each of `metrics`.
+        seeds: Number of runs.
+    """
+
+    spread: dict[str, float] = field(default_factory=dict)
+    seeds: int = 1
+
+
+def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
+    """Puts runs together whose names differ only in `-seed<number>`.
+
+    Returns:
+        Means in the order of the first run of each group, the number of seeds in the name; a run without a sister
+        stays as it is. A figure that is undefined for one seed is undefined in the mean. Figures per class are the first
+        run's.
+    """
+    groups: dict[tuple[str, ...], list[EvaluationResult]] = {}
+    for result in results:
+        name = re.sub(r"-seed\d+", "", result.run)
+        groups.setdefault((name, result.method, result.dataset, result.stage), []).append(result)
+    averaged: list[EvaluationResult] = []
+    for (name, *_), members in groups.items():
+        if len(members) == 1:
+            averaged += members
+            continue
+        means: dict[str, float | None] = {}
+        spread: dict[str, float] = {}
+        for metric in members[0].metrics:
+            values = [member.metrics.get(metric) for member in members]
+            numbers = [value for value in values if value is not None]
+            means[metric] = mean(numbers) if len(numbers) == len(values) else None
+            if means[metric] is not None:
+                spread[metric] = stdev(numbers)
+        first = {each.name: getattr(members[0], each.name) for each in fields(EvaluationResult)}
+        first |= {"run": f"{name} ({len(members)} seeds)", "metrics": means}
+        averaged.append(SeedAverage(**first, spread=spread, seeds=len(members)))
+    return averaged
+
+
 def _run_name(run_dir: Path, searched: Path) -> str:
     """What tells a run from the others found: its path below the searched directory."""
     return run_dir.name if run_dir in (searched, searched.parent) else run_dir.relative_to(searched).as_posix()
@@ -139,9 +194,10 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
         **({"absent classes": lambda result: result.absent_classes} if show_convention else {}),
         "images": lambda result: str(result.images),
     }
-    header = [*labels, *_FIGURES.values()]
+    figures = [name for name in _FIGURES if name not in _OPTIONAL or any(name in each.metrics for each in results)]
+    header = [*labels, *(_FIGURES[name] for name in figures)]
     rows = [
-        [*(label(result) for label in labels.values()), *(_percent(result.metrics.get(name)) for name in _FIGURES)]
+        [*(label(result) for label in labels.values()), *(_figure(result, name) for name in figures)]
         for result in results
     ]
     if style == "csv":
@@ -204,6 +260,13 @@ def _percent(value: float | None) -> str:
     return _UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
+def _figure(result: EvaluationResult, name: str) -> str:
+    text = _percent(result.metrics.get(name))
+    if isinstance(result, SeedAverage) and name in result.spread:
+        text += f" ± {100 * result.spread[name]:.1f}"
+    return text
+
+
 def _best(results: Sequence[EvaluationResult], rows: Sequence[Sequence[str]], first: int) -> set[tuple[int, int]]:
     """Cells (row, column) that hold the highest figure of their dataset, as printed; ties all count."""
     groups: dict[tuple[str, str], list[int]] = {}
@@ -211,8 +274,9 @@ def _best(results: Sequence[EvaluationResult], rows: Sequence[Sequence[str]], fi
         groups.setdefault((result.dataset, result.stage), []).append(index)
     best = set()
     for members in groups.values():
-        for column in range(first, first + len(_FIGURES)):
-            values = {index: float(rows[index][column]) for index in members if rows[index][column] != _UNDEFINED}
+        for column in range(first, len(rows[0])):
+            cells = {index: rows[index][column] for index in members if rows[index][column] != _UNDEFINED}
+            values = {index: float(cell.split()[0]) for index, cell in cells.items()}
             if len(values) > 1:
                 best |= {(index, column) for index, value in values.items() if value == max(values.values())}
     return best

@@ -12,7 +12,7 @@ from ovsl.cli import main
 from ovsl.errors import InputError
 from ovsl.metrics.results import ClassResult, EvaluationResult
 from ovsl.tools import report as report_module
-from ovsl.tools.report import collect, draw_per_class_chart, format_table, report
+from ovsl.tools.report import average_over_seeds, collect, draw_per_class_chart, format_table, report
 
 PER_CLASS = (
     ClassResult("sky", True, 0.9, 0.95, 1000),
@@ -182,3 +182,25 @@ def test_long_vocabularies_are_drawn_whole_in_columns_of_readable_length(tmp_pat
 def test_needs_no_torch():
     code = "import sys, ovsl.tools.report; assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_seeds_are_averaged_and_their_spread_shown():
+    runs = [
+        _result(run=f"full-seed{seed}", metrics={"pAcc": 0.5, "mIoU": miou, "mIoU_seen": 0.5, "mIoU_unseen": unseen})
+        for seed, (miou, unseen) in enumerate([(0.40, 0.1), (0.50, None), (0.60, 0.3)])
+    ]
+    other = _result(run="baseline-seed0")
+    averaged = average_over_seeds([*runs, other])
+    assert [each.run for each in averaged] == ["full (3 seeds)", "baseline-seed0"]
+    assert averaged[0].metrics["mIoU"] == pytest.approx(0.5)
+    assert averaged[0].spread["mIoU"] == pytest.approx(0.1)
+    assert averaged[0].metrics["mIoU_unseen"] is None
+    row = format_table(averaged, "text").splitlines()[2]
+    assert "50.0 ± 10.0" in row
+    assert "50.0 ± 0.0" in row
+
+
+def test_panoptic_columns_appear_only_where_there_are_figures():
+    assert "PQ" not in format_table([_result()])
+    with_quality = _result(metrics={"pAcc": 0.5, "mIoU": 0.4, "PQ": 0.25})
+    assert "25.0" in format_table([with_quality, _result()])

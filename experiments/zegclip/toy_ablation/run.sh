@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The ablation of ZegCLIP on the toy world: four rows, three seeds each, then one table of mean and spread.
+#   experiments/zegclip/toy_ablation/run.sh [FOLDER OF THE RUNS]      from the root of the repository
+# STEPS (600), SEEDS ("0 1 2") and OVSL (ovsl) can be set. What is finished is not run again.
+set -euo pipefail
+here=experiments/zegclip/toy_ablation
+runs=${1:-runs/toy_ablation}
+ovsl=${OVSL:-ovsl}
+for seed in ${SEEDS:-0 1 2}; do
+  for row in 1_baseline 2_prompts 3_loss 4_descriptor; do
+    run=$runs/$row-seed$seed
+    [ -f "$run/results/test-toy.json" ] && continue
+    echo "== $row, seed $seed"
+    $ovsl fit -c configs/methods/zegclip.yaml -c configs/data/toy.yaml -c configs/trainer/cpu.yaml -c "$here/$row.yaml" \
+      --seed_everything "$seed" --data.seed "$seed" --run_dir "$run" \
+      --trainer.max_steps "${STEPS:-600}" --trainer.limit_val_batches 0
+    $ovsl test -c "$run/config.yaml" --run_dir "$run"
+  done
+done
+$ovsl report "$runs" --stage test --average_seeds true --format markdown

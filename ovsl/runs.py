@@ -14,6 +14,7 @@ import yaml
 
 import ovsl
 from ovsl.errors import InputError
+from ovsl.files import write_text
 
 # Settings under which the same run may go on: they change how fast or how long it runs, not what it is.
 NOT_IDENTITY = ("num_workers", "evaluation", "evaluation_batch_size")
@@ -57,7 +58,6 @@ class RunDirectory:
 
     def record_fit(self, config: dict[str, Any]) -> None:
         """Write what is about to train; a resumed run keeps its first record and adds the start to it."""
-        self.path.mkdir(parents=True, exist_ok=True)
         record = self.path / "run.json"
         content = json.loads(record.read_text()) if record.is_file() else {"identity": identity(config), "starts": []}
         content["starts"].append(environment())
@@ -66,7 +66,6 @@ class RunDirectory:
 
     def record_evaluation(self, verb: str, config: dict[str, Any]) -> None:
         """Write the configuration of a ``validate``, ``test`` or ``predict`` beside that of the run."""
-        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / f"config.{verb}.yaml", yaml.safe_dump(config, sort_keys=False))
 
 
@@ -99,9 +98,3 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -7,7 +7,6 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ovsl.runs import write_text
 from ovsl.tools.report import format_table
 
 
@@ -29,7 +28,6 @@ class ResultFiles(Callback):
         if not trainer.is_global_zero or trainer.sanity_checking or not module.evaluation_results:
             return
         folder = Path(trainer.default_root_dir) / "results"
-        folder.mkdir(parents=True, exist_ok=True)
         for result in module.evaluation_results:
-            write_text(folder / f"{result.stage}-{result.dataset}.json", result.to_json())
+            result.write(folder / f"{result.stage}-{result.dataset}.json")
         print("\n" + format_table(module.evaluation_results), flush=True)

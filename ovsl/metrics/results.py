@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ovsl import __version__
 from ovsl.errors import InputError
+from ovsl.files import write_text
 
 FORMAT = 1
 
@@ -66,9 +67,7 @@ class EvaluationResult:
 
     def write(self, path: Path) -> None:
         """Writes a result file, whole or not at all."""
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(self.to_json(), encoding="utf-8")
-        partial.replace(path)
+        write_text(path, self.to_json())
 
     @classmethod
     def from_json(cls, text: str) -> "EvaluationResult":

@@ -133,8 +133,8 @@ def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationRe
 
     Returns:
         Means in the order of the first run of each group, the number of seeds in the name; a run without a sister
-        stays as it is. A figure that is undefined for one seed is undefined in the mean. Figures per class are the first
-        run's.
+        stays as it is. A figure that is undefined for one seed is undefined in the mean. Figures per class are those of
+        the first run.
     """
     groups: dict[tuple[str, ...], list[EvaluationResult]] = {}
     for result in results:

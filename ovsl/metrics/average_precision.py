@@ -1,0 +1,262 @@
+"""Mask average precision over classes, seen and unseen."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+from ovsl.errors import InputError
+from ovsl.metrics.segmentation import harmonic_mean
+
+THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
+RECALLS = 101
+AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
+"""Ranges of the area of a mask in pixels, both ends included, as in the COCO API."""
+
+
+class MaskAveragePrecision(Metric):
+    """AP of scored masks by the rules of COCO (Lin et al., *Microsoft COCO*, ECCV 2014, arXiv 1405.0312).
+
+    At each IoU threshold 0.50, 0.55 ... 0.95 the detections of an image claim, best score first, the unclaimed true
+    mask of their class that they overlap most. Precision is read at 101 recalls from its envelope and averaged over
+    recalls, thresholds and classes that occur in the truth. Crowd regions may be claimed by any number of detections,
+    which then count neither as right nor as wrong; so do true masks outside the area range, and unmatched detections
+    outside it.
+
+    The states are integers and scores per detection. Detections of equal score are ordered by how they matched, so the
+    result does not depend on the number of processes, as long as each image is counted once.
+
+    Args:
+        num_classes: Number of classes C.
+        seen: Whether each class was seen in training, (C,). Without it the seen, unseen and harmonic means are NaN.
+        max_detections: Detections of one class in one image that count, best first.
+
+    Raises:
+        ValueError: If `seen` has not C entries.
+
+    Example:
+        >>> import torch
+        >>> metric = MaskAveragePrecision(num_classes=1)
+        >>> mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+        >>> mask[0, :2] = True
+        >>> metric.update(torch.tensor([0.9]), torch.tensor([0]), mask, torch.tensor([0]), mask)
+        >>> float(metric.compute()["AP"])
+        1.0
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    #: The entries of `compute` that are single numbers.
+    scalars = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AP_seen", "AP_unseen", "hAP")
+
+    detections: list[Tensor]
+    scores: list[Tensor]
+    truths: Tensor
+    images: Tensor
+
+    def __init__(self, num_classes: int, seen: Sequence[bool] | None = None, max_detections: int = 100) -> None:
+        super().__init__()
+        if seen is not None and len(seen) != num_classes:
+            raise ValueError(
+                f"`seen` has {len(seen)} entries for {num_classes} classes: give one entry for each class."
+            )
+        self.num_classes = num_classes
+        self.seen = None if seen is None else tuple(bool(value) for value in seen)
+        self.max_detections = max_detections
+        self.add_state("detections", [], dist_reduce_fx="cat")
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("truths", torch.zeros(len(AREAS), num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        scores: Tensor,
+        labels: Tensor,
+        masks: Tensor,
+        target_labels: Tensor,
+        target_masks: Tensor,
+        target_crowd: Tensor | None = None,
+    ) -> None:
+        """Matches the detections of one image.
+
+        Args:
+            scores: Confidence of each detection, floats (N,).
+            labels: Classes, integers (N,).
+            masks: bool (N, H, W).
+            target_labels: Classes of the true masks, integers (M,).
+            target_masks: bool (M, H, W).
+            target_crowd: Whether each true mask is a crowd region, bool (M,). None for no crowd.
+
+        Raises:
+            InputError: If sizes differ or a class is out of range; nothing is counted then.
+        """
+        self._check(scores, labels, masks, target_labels, target_masks)
+        crowd = torch.zeros_like(target_labels, dtype=torch.bool) if target_crowd is None else target_crowd.bool()
+        order = scores.argsort(descending=True, stable=True)
+        order = order[_rank_in_class(labels[order]) < self.max_detections]
+        scores, labels, masks = scores[order], labels[order].long(), masks[order]
+        iou, area, target_area = mask_iou(masks, target_masks, crowd)
+        # On the CPU: the claims follow one after the other, and the tables are small.
+        same_class = labels[:, None] == target_labels
+        table = torch.where(same_class, iou, -1.0).cpu()
+        codes, counted = [], []
+        for low, high in AREAS.values():
+            ignored = (crowd | (target_area < low) | (target_area > high)).cpu()
+            claimed, right = match_detections(table, ignored, crowd.cpu())
+            outside = ((area < low) | (area > high)).cpu()
+            # Per threshold: 0 wrong, 1 right, 2 does not count.
+            code = torch.where(right, 1, torch.where(claimed | outside[:, None], 2, 0))
+            codes.append(code)
+            kept = target_labels[~ignored.to(target_labels.device)]
+            counted.append(torch.bincount(kept, minlength=self.num_classes))
+        matched = torch.stack(codes, dim=1).flatten(1).to(labels.device)
+        self.detections.append(torch.cat([labels[:, None], matched], dim=1).to(torch.int32))
+        self.scores.append(scores.double() if scores.device.type != "mps" else scores)
+        self.truths = self.truths + torch.stack(counted)
+        self.images = self.images + 1
+
+    def compute(self) -> dict[str, Tensor]:
+        """Builds the precision curves.
+
+        Returns:
+            Fractions in 0..1 as float64 on the CPU, NaN where undefined. `scalars` names the single numbers: `AP`
+            over all thresholds, at 0.50 and 0.75, of small (up to 32 x 32 pixels), medium and large masks (above
+            96 x 96), over seen and over unseen classes, and the harmonic mean of these two, `hAP`. Per class, (C,),
+            NaN where the truth lacks it: `ap`. And `images`, the number counted.
+        """
+        precision = torch.full((len(AREAS), self.num_classes, len(THRESHOLDS)), torch.nan, dtype=torch.float64)
+        truths = self.truths.cpu()
+        precision[truths > 0] = 0.0
+        if len(self.detections):
+            table, scores = dim_zero_cat(self.detections).cpu(), dim_zero_cat(self.scores).cpu()
+            by_class = table[:, 0].argsort(stable=True)
+            table, scores = table[by_class], scores[by_class]
+            labels, sizes = table[:, 0].unique_consecutive(return_counts=True)
+            for label, rows, values in zip(
+                labels.tolist(), table[:, 1:].split(sizes.tolist()), scores.split(sizes.tolist()), strict=True
+            ):
+                order = _by_score_then_matches(values, rows)
+                codes = rows[order].view(len(rows), len(AREAS), len(THRESHOLDS))
+                for area in range(len(AREAS)):
+                    if truths[area, label] > 0:
+                        precision[area, label] = average_precision(codes[:, area], int(truths[area, label]))
+        ap = precision.mean(dim=2)
+        values_out = {f"AP{suffix}": ap[area].nanmean() for area, suffix in enumerate(AREAS)}
+        values_out |= {"AP50": precision[0, :, 0].nanmean(), "AP75": precision[0, :, 5].nanmean()}
+        seen_ap, unseen_ap = ap[0, :0], ap[0, :0]
+        if self.seen is not None:
+            seen = torch.tensor(self.seen)
+            seen_ap, unseen_ap = ap[0, seen], ap[0, ~seen]
+        mean_seen, mean_unseen = seen_ap.nanmean(), unseen_ap.nanmean()
+        values_out |= {"AP_seen": mean_seen, "AP_unseen": mean_unseen, "hAP": harmonic_mean(mean_seen, mean_unseen)}
+        return values_out | {"ap": ap[0], "images": self.images.cpu()}
+
+    def _check(
+        self, scores: Tensor, labels: Tensor, masks: Tensor, target_labels: Tensor, target_masks: Tensor
+    ) -> None:
+        if masks.shape[1:] != target_masks.shape[1:]:
+            raise InputError(
+                f"the predicted masks are {tuple(masks.shape[1:])} but the true ones are "
+                f"{tuple(target_masks.shape[1:])}: bring the prediction to the size of the target."
+            )
+        if not len(scores) == len(labels) == len(masks) or len(target_labels) != len(target_masks):
+            raise InputError("scores, labels and masks differ in number: give one of each for every mask.")
+        for what, values in (("predicted", labels), ("true", target_labels)):
+            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self.num_classes:
+                raise InputError(
+                    f"a {what} mask has a class outside 0..{self.num_classes - 1}: check the labels and the vocabulary."
+                )
+
+
+def mask_iou(masks: Tensor, target_masks: Tensor, crowd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """IoU of every detection with every true mask; with crowd regions the share of the detection that they cover.
+
+    Args:
+        masks: bool (N, H, W).
+        target_masks: bool (M, H, W).
+        crowd: bool (M,).
+
+    Returns:
+        IoU float64 (N, M), and the areas in pixels, (N,) and (M,).
+    """
+    first, second = masks.flatten(1).float(), target_masks.flatten(1).float()
+    # Counts of pixels are exact in float32 up to 2^24.
+    common = (first @ second.T).double()
+    area, target_area = first.sum(dim=1).double(), second.sum(dim=1).double()
+    union = torch.where(crowd, area[:, None], area[:, None] + target_area - common)
+    return common / union.clamp(min=1), area, target_area
+
+
+def match_detections(iou: Tensor, ignored: Tensor, crowd: Tensor) -> tuple[Tensor, Tensor]:
+    """Let detections claim true masks, one after the other, at all thresholds together.
+
+    Args:
+        iou: (N, M), detections by descending score; negative where the classes differ.
+        ignored: True masks that do not count, bool (M,).
+        crowd: Those of them that may be claimed many times, bool (M,).
+
+    Returns:
+        Whether each detection claimed a true mask at each threshold, and whether it was one that counts, both bool
+        (N, T).
+    """
+    thresholds = torch.tensor(THRESHOLDS, dtype=torch.float64)
+    claimed = torch.zeros(len(iou), len(thresholds), dtype=torch.bool)
+    right = torch.zeros_like(claimed)
+    if not iou.numel():
+        return claimed, right
+    free = torch.ones(len(thresholds), iou.shape[1], dtype=torch.bool)
+    # The reference compares with the threshold less a billionth, and takes the last of equal overlaps.
+    enough = iou[:, None] >= (thresholds - 1e-10).clamp(max=1 - 1e-10)[:, None]
+    for number, overlaps in enumerate(iou):
+        possible = enough[number] & free
+        # A mask that counts is preferred to one that does not, whatever they overlap.
+        counting = possible & ~ignored
+        possible = torch.where(counting.any(dim=1, keepdim=True), counting, possible)
+        best = torch.where(possible, overlaps, -1.0).flip(1).argmax(dim=1)
+        best = iou.shape[1] - 1 - best
+        claimed[number] = possible.any(dim=1)
+        right[number] = claimed[number] & ~ignored[best]
+        free[torch.arange(len(thresholds)), best] &= ~claimed[number] | crowd[best]
+    return claimed, right
+
+
+def average_precision(codes: Tensor, num_truths: int) -> Tensor:
+    """Average precision of one class at each threshold.
+
+    Args:
+        codes: (N, T), detections by descending score: 0 wrong, 1 right, 2 does not count.
+        num_truths: Number of true masks that count.
+
+    Returns:
+        float64 (T,).
+    """
+    right, wrong = (codes == 1).double().cumsum(0), (codes == 0).double().cumsum(0)
+    recall = right / num_truths
+    precision = right / (right + wrong).clamp(min=1)
+    # The envelope: the best precision at this recall or beyond.
+    precision = precision.flip(0).cummax(dim=0).values.flip(0)
+    wanted = torch.linspace(0, 1, RECALLS, dtype=torch.float64).expand(codes.shape[1], -1).contiguous()
+    place = torch.searchsorted(recall.T.contiguous(), wanted)
+    padded = torch.cat([precision, precision.new_zeros(1, codes.shape[1])])
+    return padded.T.gather(1, place).mean(dim=1)
+
+
+def _rank_in_class(labels: Tensor) -> Tensor:
+    """For each entry the number of earlier entries with the same label."""
+    order = labels.argsort(stable=True)
+    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    first = counts.cumsum(0) - counts
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(labels), device=labels.device)
+    return rank - first[inverse]
+
+
+def _by_score_then_matches(scores: Tensor, rows: Tensor) -> Tensor:
+    order = torch.arange(len(scores))
+    for column in rows.T.flip(0):
+        order = order[column[order].argsort(stable=True)]
+    return order[scores[order].argsort(descending=True, stable=True)]

@@ -11,7 +11,7 @@ from ovsl.inference import WholeImage, semantic_labels
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san import SAN, SideAdapterSettings
 from ovsl.methods.san.network import recognize, recognize_literally
-from ovsl.methods.san.official import RULES, convert, rename
+from ovsl.methods.san.official import RULES, convert, rename, settings
 from ovsl.vocabulary import Vocabulary
 
 CLIP = {
@@ -165,9 +165,9 @@ def test_impossible_sizes_are_named(options, named):
     [("ViT-B-16", 8_370_866, 157_840_307, (63.25, 90.4)), ("ViT-L-14-336", 9_321_650, 436_674_995, (396.8, 558.8))],
 )
 def test_published_sizes(name, trainable, total, giga_macs):
-    settings = replace(PUBLISHED[name], recognition="literal")
+    sizes = replace(PUBLISHED[name], recognition="literal")
     with torch.device("meta"), torch.no_grad():
-        module = SAN(CLIPSettings(name, quick_gelu=True), settings).eval()
+        module = SAN(CLIPSettings(name, quick_gelu=True), sizes).eval()
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == trainable
         assert sum(p.numel() for p in module.parameters()) == total
         for size, published in zip(((640, 640), (640, 864)), giga_macs, strict=True):
@@ -185,9 +185,9 @@ def test_published_sizes(name, trainable, total, giga_macs):
 @pytest.mark.parametrize("side_width", [144, 192, 288])
 def test_sizes_of_the_other_widths(side_width):
     published = {144: (4_206_290, 5_058_770), 192: (6_067_394, 6_969_026), 288: (11_116_706, 12_116_642)}
-    for (name, settings), count in zip(PUBLISHED.items(), published[side_width], strict=True):
+    for (name, sizes), count in zip(PUBLISHED.items(), published[side_width], strict=True):
         with torch.device("meta"):
-            module = SAN(CLIPSettings(name, quick_gelu=True), replace(settings, width=side_width))
+            module = SAN(CLIPSettings(name, quick_gelu=True), replace(sizes, width=side_width))
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count
 
 
@@ -233,20 +233,40 @@ def test_released_files_map_onto_the_published_models(name, count):
     assert used == {old for old, _ in RULES}
 
 
-def test_convert_loads_what_trains_and_compares_what_is_frozen(module):
+def test_convert_compares_the_frozen_clip_with_a_pretrained_one(module):
     official = official_names(module)
     official = {n: t + 1 if n.startswith("side_") or "bg_embed" in n else t for n, t in official.items()}
     official["clip_visual_extractor.positional_embedding"] += 1
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    convert({"model": official}, module)
+    module.clip.pretrained = "a tag"
+    convert(official, module)
     for name, parameter in module.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] + 1 if parameter.requires_grad else before[name])
 
-    with pytest.raises(InputError, match="another CLIP"):
-        convert(official | {"clip_rec_head.proj": official["clip_rec_head.proj"] + 1}, module)
-    with pytest.raises(InputError, match=r"missing: network\.side_network\.query_embedding"):
+    other = official | {"clip_rec_head.proj": official["clip_rec_head.proj"] + 1}
+    with pytest.raises(InputError, match=r"another CLIP.*clip\.model\.visual\.proj"):
+        convert(other, module)
+    module.clip.pretrained = None
+    convert(other, module)
+    assert torch.equal(module.clip.visual.proj, other["clip_rec_head.proj"])
+
+
+def test_convert_refuses_what_does_not_fit(module):
+    official = official_names(module)
+    with pytest.raises(InputError, match=r"1 weights missing \(network\.side_network\.query_embedding"):
         convert({n: t for n, t in official.items() if not n.endswith("query_embed")}, module)
     with pytest.raises(InputError, match=r"decode_head\.bias"):
         convert(official | {"decode_head.bias": torch.zeros(1)}, module)
-    with pytest.raises(InputError, match=r"another shape: network\.side_network\.query_embedding"):
+    with pytest.raises(InputError, match="of another shape"):
         convert(official, build(num_queries=7))
+
+
+def test_settings_of_the_released_files_are_read_off_their_tensors():
+    for name, sizes in PUBLISHED.items():
+        with torch.device("meta"):
+            official = official_names(SAN(CLIPSettings(name, quick_gelu=True), sizes))
+        found = settings(official)
+        assert found["init_args"]["clip"] == {"model": name, "pretrained": "openai"}
+        assert SideAdapterSettings(**found["init_args"]["network"]) == sizes
+    with pytest.raises(InputError, match="none of the published"):
+        settings(official_names(build()))

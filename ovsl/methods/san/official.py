@@ -10,6 +10,19 @@ import torch
 from torch import Tensor
 
 from ovsl.errors import InputError
+from ovsl.methods.san.module import SAN
+
+CLIP_TOLERANCE = 1e-3
+"""Frozen CLIP weights may have gone through half precision."""
+
+# Width and patch size of CLIP -> the CLIP of the published checkpoint, and what its network does not share with B/16.
+RELEASES: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {
+    (768, 16): ("ViT-B-16", {}),
+    (1024, 14): (
+        "ViT-L-14-336",
+        {"num_shallow_blocks": 18, "clip_scale": 0.7, "fusion": {0: 0, 1: 6, 2: 12, 3: 18}},
+    ),
+}
 
 _SIDE = "side_adapter_network."
 RULES: tuple[tuple[str, str], ...] = (
@@ -64,35 +77,69 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-@torch.no_grad()
-def convert(state_dict: Mapping[str, Any], module: torch.nn.Module) -> None:
-    """Load official weights into a freshly built :class:`~ovsl.methods.san.SAN`.
-
-    The frozen CLIP of the release is compared with the module's, not loaded: our checkpoints name their CLIP.
+def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of the published checkpoints, read off their tensors, for a conversion without a configuration.
 
     Args:
-        state_dict: The released file's content, or its ``model`` entry.
-        module: Where the weights go.
+        state_dict: The official state dict.
+
+    Returns:
+        ``init_args`` of :class:`SAN`, and ``vocabulary`` and ``split`` that it was trained on.
 
     Raises:
-        InputError: Weights are missing, unexpected or of another shape, or the release stands on another CLIP.
+        InputError: A checkpoint that is none of the published ones.
     """
-    found = rename(state_dict.get("model", state_dict))
-    expected = dict(module.named_parameters())
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    shapes = [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
-    if missing or unexpected or shapes:
+    conv1 = state_dict.get("clip_visual_extractor.conv1.weight")
+    queries = state_dict.get(_SIDE + "query_embed")
+    if conv1 is None or queries is None or (conv1.shape[0], conv1.shape[2]) not in RELEASES:
+        raise InputError("This is none of the published SAN checkpoints; give its settings with -c CONFIG.")
+    model, sizes = RELEASES[conv1.shape[0], conv1.shape[2]]
+    init_args = {
+        "clip": {"model": model, "pretrained": "openai"},
+        "network": {"num_queries": queries.shape[1], "width": queries.shape[2], **sizes},
+    }
+    return {"init_args": init_args, "vocabulary": "coco_stuff_171", "split": None}
+
+
+def convert(state_dict: Mapping[str, Tensor], module: SAN) -> None:
+    """Load an official release into a freshly built module.
+
+    The release holds the whole frozen CLIP. Where the module was built on pretrained CLIP weights they have to be the
+    same; where it was built with random ones they are loaded.
+
+    Args:
+        state_dict: The official state dict (the ``model`` entry of a released file).
+        module: Built with the sizes and the CLIP of the release.
+
+    Raises:
+        InputError: Weights are missing, unexpected or of another shape, or the module's CLIP is another one.
+    """
+    found, own = rename(state_dict), dict(module.named_parameters())
+    missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
+    wrong = sorted(name for name in own.keys() & found.keys() if own[name].shape != found[name].shape)
+    if missing or unexpected or wrong:
         raise InputError(
-            "The official weights do not fit this configuration of SAN; "
-            f"missing: {', '.join(missing) or 'none'}; unexpected: {', '.join(unexpected) or 'none'}; "
-            f"of another shape: {', '.join(sorted(shapes)) or 'none'}."
+            f"The file does not fit the configured SAN: {len(missing)} weights missing ({_some(missing)}), "
+            f"{len(unexpected)} left over ({_some(unexpected)}), {len(wrong)} of another shape ({_some(wrong)}); set "
+            "model.clip and model.network to those of the release."
         )
-    frozen = [name for name in expected if name.startswith("clip.") and not expected[name].requires_grad]
-    other = [name for name in frozen if not torch.allclose(expected[name], found[name].to(expected[name]), atol=1e-5)]
-    if other:
-        raise InputError(
-            f"The official weights stand on another CLIP than the one loaded: {len(other)} of {len(frozen)} frozen "
-            f"weights differ, {other[0]} the first; set model.clip to the release's CLIP (OpenAI's weights)."
-        )
-    for name in expected.keys() - set(frozen):
-        expected[name].copy_(found[name])
+    if module.clip.pretrained is not None:
+        frozen = [name for name in own if name.startswith("clip.") and not own[name].requires_grad]
+        different = [name for name in frozen if not _same(found.pop(name), own[name])]
+        if different:
+            raise InputError(
+                f"The file stands on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
+                f"{len(different)} of {len(frozen)} frozen weights differ ({_some(different)}); "
+                "set model.clip to match."
+            )
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+
+
+def _same(found: Tensor, own: Tensor) -> bool:
+    return bool((found - own).abs().max() <= CLIP_TOLERANCE * found.abs().max())
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"

@@ -1,0 +1,25 @@
+"""Pixel-text score maps whose texts may differ from image to image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.layers.precision import full_precision
+
+
+def score_map(features: Tensor, text: Tensor) -> Tensor:
+    """Cosine of every cell with every text (DenseCLIP, eq. 2), in float32 also under mixed precision.
+
+    Args:
+        features: ``(B, D, h, w)``, any length.
+        text: ``(K, D)``, or ``(B, K, D)`` with texts of each image's own; any length.
+
+    Returns:
+        ``(B, K, h, w)`` in -1..1.
+    """
+    with full_precision(features.device):
+        cells = functional.normalize(features.float(), dim=1)
+        words = functional.normalize(text.float(), dim=-1).expand(len(cells), -1, -1)
+        return torch.einsum("bdhw,bkd->bkhw", cells, words)

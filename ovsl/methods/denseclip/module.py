@@ -1,0 +1,314 @@
+"""DenseCLIP as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor
+
+from ovsl.clip import FrozenCLIP, TextEmbeddings
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
+from ovsl.inference.multi_scale import MultiScale, label_maps_of_views
+from ovsl.layers.backbone import Backbone
+from ovsl.layers.context_decoder import ContextDecoder
+from ovsl.layers.image_normalization import ImageNormalization
+from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.denseclip.network import (
+    BackboneEncoder,
+    DenseCLIPNetwork,
+    DenseCLIPOutput,
+    LearnedContexts,
+    ResNetEncoder,
+    ViTEncoder,
+)
+from ovsl.methods.schedules import PolynomialSchedule, Schedule
+from ovsl.vocabulary import Vocabulary
+
+
+class ContextTextClassifier:
+    """Embeds vocabularies with learned contexts in place of templates; gradients flow to the contexts.
+
+    Without gradients the result is kept until the contexts change.
+
+    Args:
+        clip: The model whose text tower is used.
+        contexts: The learned contexts.
+        name_length: Tokens of a class name, start and end included.
+    """
+
+    def __init__(self, clip: FrozenCLIP, contexts: LearnedContexts, name_length: int) -> None:
+        self.clip = clip
+        self.contexts = contexts
+        self.name_length = name_length
+        self._tokens: dict[tuple[str, ...], Tensor] = {}
+        self._cache: dict[tuple[str, ...], tuple[int, TextEmbeddings]] = {}
+
+    def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Text embeddings ``(K, D)`` of the principal names, not normalised.
+
+        Raises:
+            InputError: A name has more tokens than fit.
+        """
+        names = vocabulary.classes
+        tokens = self.tokenize(names)
+        # In-place updates raise the version of a parameter, by an optimiser as by a checkpoint.
+        version = self.contexts.contexts._version
+        if torch.is_grad_enabled():
+            return self._embed(tokens)
+        kept = self._cache.get(names)
+        if kept is None or kept[0] != version or kept[1].vectors.device != tokens.device:
+            kept = self._cache[names] = (version, self._embed(tokens))
+        return kept[1]
+
+    def tokenize(self, names: tuple[str, ...]) -> Tensor:
+        """Token ids ``(K, name_length)``."""
+        device = self.clip.mean.device
+        if names not in self._tokens:
+            tokens = self.clip.tokenize(names)
+            for name, row in zip(names, tokens, strict=True):
+                length = int(row.argmax()) + 1
+                if length > self.name_length:
+                    raise InputError(
+                        f"The class name {name!r} has {length - 2} tokens, but DenseCLIP was set up for at most "
+                        f"{self.name_length - 2}; shorten it, or raise model.name_length."
+                    )
+            self._tokens[names] = tokens[:, : self.name_length]
+        return self._tokens[names].to(device)
+
+    def _embed(self, tokens: Tensor) -> TextEmbeddings:
+        vectors = self.contexts(self.clip.text, tokens)
+        return TextEmbeddings(vectors, torch.arange(len(vectors), device=vectors.device), len(vectors))
+
+
+class DenseCLIP(SegmentationModule):
+    """Semantic FPN guided by pixel-text score maps, with texts that the image adapts.
+
+    Rao, Zhao, Chen, Tang, Zhu, Huang, Zhou, Lu: *DenseCLIP: Language-Guided Dense Prediction with Context-Aware
+    Prompting*, CVPR 2022, https://arxiv.org/abs/2112.01518. The image tower of CLIP trains with a tenth of the learning
+    rate; the text tower is frozen and read through eight learned context tokens. The cosines of cells and texts are
+    appended to one level of the pyramid and trained by an auxiliary loss.
+
+    The method is fully supervised: its head knows ``num_classes`` classes. With ``open_vocabulary`` predictions are
+    the softmax of the score map instead, which exists for any list of words (an addition of ours).
+
+    Args:
+        clip: The CLIP; its image tower, where no ``backbone`` is given, becomes part of the network and trains.
+        num_classes: Classes of the head: those of the training vocabulary that may be used in training.
+        backbone: timm backbone in place of the image tower; its attention pool starts from random weights.
+        backbone_pretrained: Load timm's weights of the ``backbone``.
+        backbone_options: More arguments of ``timm.create_model``.
+        language_guidance: False for the plain Semantic FPN on the same encoder, the paper's baseline.
+        open_vocabulary: Predict with the score map.
+        input_resolution: Image side that the stored position grid stands for; 512, ViT-B 640.
+        name_length: Tokens of a class name, start and end included.
+        num_contexts: Learned context tokens.
+        context_decoder: Settings of the :class:`~ovsl.layers.context_decoder.ContextDecoder`: ``width``,
+            ``num_heads``, ``num_layers``, ``dropout``.
+        gamma: Initial weight of what the image adds to the texts.
+        temperature: Divisor of the cosines in the auxiliary loss.
+        score_weight: Weight of the auxiliary loss.
+        fpn_width: Channels of the pyramid.
+        head_width: Channels of the head.
+        head_dropout: Dropout of the head.
+        drop_path: Stochastic depth of a vision transformer.
+        out_indices: Blocks of a vision transformer whose outputs make the pyramid; None for those of 12 blocks.
+        repeat_class_embedding: Add a vision transformer's class embedding twice, as the official code does.
+        average: What losses are divided by; the published runs count ignored pixels too.
+        backbone_rate: Factor of the learning rate of the image encoder.
+        inference: Windows of the published single-scale rows, on images whose short side is 512. Multi-scale rows:
+            :class:`~ovsl.inference.multi_scale.MultiScale`.
+        optimizer: Published optimiser.
+        schedule: Published schedule.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`; ``templates`` and ``synonyms`` are not used.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        backbone: str | None = None,
+        backbone_pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        language_guidance: bool = True,
+        open_vocabulary: bool = False,
+        input_resolution: int = 512,
+        name_length: int = 5,
+        num_contexts: int = 8,
+        context_decoder: dict[str, Any] | None = None,
+        gamma: float = 1e-4,
+        temperature: float = 0.07,
+        score_weight: float = 0.4,
+        fpn_width: int = 256,
+        head_width: int = 256,
+        head_dropout: float = 0.1,
+        drop_path: float = 0.1,
+        out_indices: Sequence[int] | None = None,
+        repeat_class_embedding: bool = True,
+        average: Average = "all",
+        backbone_rate: float = 0.1,
+        inference: Inference = SlidingWindow(crop_size=512, stride=341),  # noqa: B008 - never mutated
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4),
+        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),  # noqa: B008
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(clip=clip, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs)
+        if open_vocabulary and not language_guidance:
+            raise InputError("open_vocabulary predicts with the score map, which needs language_guidance: true.")
+        dim = self.clip.embedding_dimension
+        # The image tower trains: it moves to the network, and what stays in the CLIP is what is frozen.
+        visual = self.clip.model.visual
+        del self.clip.model.visual
+        visual.requires_grad_().train()
+        encoder: ResNetEncoder | ViTEncoder | BackboneEncoder
+        self.backbone_normalization: ImageNormalization | None = None
+        if backbone is not None:
+            pyramid = Backbone(backbone, backbone_pretrained, backbone_options)
+            self.backbone_normalization = ImageNormalization(pyramid.mean, pyramid.std)
+            encoder = BackboneEncoder(pyramid, dim, input_resolution // 32, language_guidance)
+        elif isinstance(visual, ModifiedResNet):
+            encoder = ResNetEncoder(visual, input_resolution // 32, language_guidance)
+        elif hasattr(visual, "class_embedding"):
+            blocks = len(visual.transformer.resblocks)
+            out_indices = out_indices or tuple(blocks * part // 12 - 1 for part in (4, 6, 8, 12))
+            if len(out_indices) != 4 or not all(0 <= index < blocks for index in out_indices):
+                raise InputError(f"out_indices is {list(out_indices)}; give four block numbers from 0 to {blocks - 1}.")
+            encoder = ViTEncoder(
+                visual,
+                input_resolution // visual.conv1.kernel_size[0],
+                language_guidance,
+                out_indices,
+                drop_path,
+                repeat_class_embedding,
+            )
+        else:
+            raise InputError(
+                f"DenseCLIP reads CLIP's ResNets and vision transformers, and {self.clip.name!r} is neither; choose "
+                "another, or give a timm `backbone`."
+            )
+        self.network = DenseCLIPNetwork(
+            encoder,
+            num_classes,
+            dim if language_guidance else None,
+            ContextDecoder(dim, **(context_decoder or {})) if language_guidance else None,
+            fpn_width,
+            head_width,
+            head_dropout,
+            gamma,
+        )
+        self.contexts: LearnedContexts | None = None
+        if language_guidance:
+            width = self.clip.text.token_embedding.weight.shape[1]
+            self.contexts = LearnedContexts(num_contexts, width)
+            if num_contexts + name_length > self.clip.context_length:
+                raise InputError(
+                    f"{num_contexts} contexts and names of {name_length} tokens need more than the "
+                    f"{self.clip.context_length} positions of the text tower of {self.clip.name!r}; lower num_contexts "
+                    "or name_length."
+                )
+            self.text_classifier = ContextTextClassifier(self.clip, self.contexts, name_length)  # type: ignore[assignment]
+        self.open_vocabulary = open_vocabulary
+        self.temperature = temperature
+        self.score_weight = score_weight
+        self.average: Average = average
+        self.backbone_rate = backbone_rate
+
+    # Prediction ----------------------------------------------------------------------------------------------------
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images uint8, or 0..1, ``(B, 3, H, W)`` -> normalised as the image encoder expects."""
+        return (self.backbone_normalization or self.clip.normalize)(images)
+
+    def run_network(self, images: Tensor, text: TextEmbeddings, with_head: bool = True) -> DenseCLIPOutput:
+        """Images uint8 ``(B, 3, H, W)`` -> logits of the head and score map."""
+        vectors = None if self.contexts is None else text.vectors
+        return self.network(self.normalize(images), vectors, with_head)
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Logits of the head, or the score map's; see :meth:`SegmentationModule.forward`."""
+        if self.open_vocabulary:
+            scores = self.run_network(images, text, with_head=False).score_map
+            assert scores is not None
+            return DensePrediction(scores / self.temperature)
+        if text.num_classes != self.network.num_classes:
+            raise InputError(self._wrong_vocabulary(f"{text.num_classes} classes"))
+        logits = self.run_network(images, text).logits
+        assert logits is not None
+        return DensePrediction(logits.float())
+
+    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
+        """See :meth:`SegmentationModule.label_maps`; the head serves only the classes that it was trained on."""
+        trained = self.training_vocabulary
+        if not self.open_vocabulary and trained is not None:
+            known = trained.subset(self.seen_classes).classes
+            if vocabulary.classes != known:
+                raise InputError(self._wrong_vocabulary(f"{vocabulary.name!r}, other classes than it was trained on"))
+        if not isinstance(self.inference, MultiScale):
+            return super().label_maps(batch, vocabulary)
+        text = self.text_classifier(vocabulary)
+        return label_maps_of_views(lambda images: self(images, text), batch, self.inference)
+
+    def _wrong_vocabulary(self, what: str) -> str:
+        return (
+            f"The head of this DenseCLIP knows {self.network.num_classes} classes and was asked for {what}; evaluate on "
+            "the training vocabulary, or set model.open_vocabulary: true to predict with the score map."
+        )
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the head and of the score map; see :meth:`SegmentationModule.losses`."""
+        vocabulary = self._require_training_vocabulary()
+        if len(self.seen_classes) != self.network.num_classes:
+            raise InputError(
+                f"model.num_classes is {self.network.num_classes}, but the training vocabulary {vocabulary.name!r} has "
+                f"{len(self.seen_classes)} seen classes; set it to {len(self.seen_classes)}."
+            )
+        labels = self.training_targets(batch["semantic"])
+        return self.losses_of(self.run_network(batch["image"], self.training_text()), labels, vocabulary.ignore_index)
+
+    def losses_of(self, output: DenseCLIPOutput, labels: Tensor, ignore_index: int) -> dict[str, Tensor]:
+        """Weighted losses of what the network gave, against labels ``(B, H, W)``."""
+        size = (labels.shape[1], labels.shape[2])
+        assert output.logits is not None
+        logits = resize(output.logits, size)
+        losses = {"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index, self.average)}
+        if output.score_map is not None:
+            scores = resize(output.score_map / self.temperature, size)
+            loss = pixel_cross_entropy(scores, labels, ignore_index, self.average)
+            losses["score_map"] = self.score_weight * loss
+        if self._trainer is not None:
+            self.log("train/pixel_accuracy", pixel_accuracy(logits, labels), batch_size=len(labels))
+        return losses
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Published groups: the image encoder at a tenth of the rate; the context decoder's layer norms undecayed.
+
+        Only what has ``norm`` in its official name and lies outside the encoder goes without decay; BatchNorms, other
+        layer norms, biases, contexts and gamma do decay.
+        """
+        groups: dict[str, list[Tensor]] = {"backbone": [], "norm": [], "rest": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                kind = "backbone" if ".encoder." in name else "norm" if ".norm" in name else "rest"
+                groups[kind].append(parameter)
+        base = float(self.optimizer([torch.zeros(1)]).param_groups[0]["lr"])
+        yield {"params": groups["backbone"], "lr": base * self.backbone_rate, "name": "backbone"}
+        if groups["norm"]:
+            yield {"params": groups["norm"], "weight_decay": 0.0, "name": "norm"}
+        yield {"params": groups["rest"], "name": "rest"}
+
+
+def pixel_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of pixels whose best class is right, in percent; ignored pixels count as wrong, as in the published logs.
+
+    Args:
+        logits: ``(B, C, H, W)``.
+        labels: int64 ``(B, H, W)``.
+    """
+    return 100 * (logits.argmax(dim=1) == labels).float().mean()

@@ -1,0 +1,283 @@
+"""The DenseCLIP network: image encoders, learned contexts, and the language-guided Semantic FPN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from timm.layers import DropPath
+from torch import Tensor, nn
+
+from ovsl.clip.convolutional import stage_channels, stage_features
+from ovsl.clip.vit import attend, interpolate_positions
+from ovsl.layers.attention_pool import DenseAttentionPool
+from ovsl.layers.backbone import Backbone
+from ovsl.layers.context_decoder import ContextDecoder
+from ovsl.layers.score_map import score_map
+from ovsl.layers.semantic_fpn import FeaturePyramid, SemanticFPNHead
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an image encoder gives.
+
+    Attributes:
+        levels: Maps ``(B, C_i, h_i, w_i)``, fine to coarse.
+        image: Embedding of the image in the joint space, ``(B, D)``; None without language.
+        cells: Embeddings of its cells, ``(B, D, h, w)``; None without language.
+    """
+
+    levels: list[Tensor]
+    image: Tensor | None = None
+    cells: Tensor | None = None
+
+
+class ResNetEncoder(nn.Module):
+    """CLIP's ResNet with attention pooling at every position of its last map.
+
+    Args:
+        visual: open_clip ``ModifiedResNet``; it becomes part of this module and trains.
+        grid: Side of the position grid of the pool, to which that of ``visual`` is resized once.
+        with_language: Whether cells are embedded in the joint space.
+    """
+
+    score_level = 3
+
+    def __init__(self, visual: ModifiedResNet, grid: int, with_language: bool = True) -> None:
+        super().__init__()
+        pool = visual.attnpool
+        visual.attnpool = nn.Identity()
+        self.visual = visual
+        self.channels = tuple(stage_channels(visual))
+        self.pool: DenseAttentionPool | None = None
+        if with_language:
+            self.pool = DenseAttentionPool(self.channels[-1], pool.c_proj.out_features, pool.num_heads, grid)
+            state = pool.state_dict()
+            positions = interpolate_positions(state["positional_embedding"], (grid, grid), "bilinear")
+            self.pool.load_state_dict({**state, "positional_embedding": positions})
+
+    def forward(self, images: Tensor) -> Encoded:
+        """Normalised images ``(B, 3, H, W)`` -> maps at strides 4, 8, 16, 32 and embeddings at 32."""
+        features = stage_features(self.visual, images)
+        levels = [features[f"res{number}"] for number in range(2, 6)]
+        return Encoded(levels) if self.pool is None else Encoded(levels, *self.pool(levels[-1]))
+
+
+class ViTEncoder(nn.Module):
+    """CLIP's vision transformer with a pyramid made of four of its blocks' outputs.
+
+    Args:
+        visual: open_clip ``VisionTransformer``; it becomes part of this module and trains.
+        grid: Side of the position grid, to which that of ``visual`` is resized once.
+        with_language: Whether patches are embedded in the joint space.
+        out_indices: Blocks whose outputs are used, 0-based.
+        drop_path: Largest rate of stochastic depth, reached linearly at the last block.
+        repeat_class_embedding: Add the class embedding twice, as the official code does.
+    """
+
+    score_level = 2
+
+    def __init__(
+        self,
+        visual: Any,
+        grid: int,
+        with_language: bool = True,
+        out_indices: Sequence[int] = (3, 5, 7, 11),
+        drop_path: float = 0.1,
+        repeat_class_embedding: bool = True,
+    ) -> None:
+        super().__init__()
+        positions = interpolate_positions(visual.positional_embedding.detach(), (grid, grid), "bilinear")
+        visual.positional_embedding = nn.Parameter(positions.clone())
+        width = visual.conv1.out_channels
+        if not with_language:
+            visual.ln_post, visual.proj = nn.Identity(), None
+        self.visual = visual
+        self.with_language = with_language
+        self.out_indices = tuple(out_indices)
+        self.repeat_class_embedding = repeat_class_embedding
+        self.channels = (width,) * 4
+        blocks = len(visual.transformer.resblocks)
+        self.drop_paths = nn.ModuleList(DropPath(drop_path * index / max(blocks - 1, 1)) for index in range(blocks))
+        self.scales = nn.ModuleList(
+            [
+                nn.Sequential(
+                    nn.GroupNorm(1, width),
+                    nn.ConvTranspose2d(width, width, 2, stride=2),
+                    nn.BatchNorm2d(width),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(width, width, 2, stride=2),
+                ),
+                nn.Sequential(nn.GroupNorm(1, width), nn.ConvTranspose2d(width, width, 2, stride=2)),
+                nn.GroupNorm(1, width),
+                nn.Sequential(nn.GroupNorm(1, width), nn.MaxPool2d(2)),
+            ]
+        )
+
+    def forward(self, images: Tensor) -> Encoded:
+        """Normalised images ``(B, 3, H, W)`` -> maps at 1/4, 1/2, 1, 2 times the patch, embeddings of patches."""
+        visual = self.visual
+        patches = visual.conv1(images)
+        grid = (patches.shape[2], patches.shape[3])
+        positions = interpolate_positions(visual.positional_embedding, grid, "bilinear")
+        if self.repeat_class_embedding:
+            positions = torch.cat([positions[:1] + visual.class_embedding, positions[1:]])
+        first = visual.class_embedding.expand(len(images), 1, -1)
+        tokens = visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
+        outputs = {}
+        for index, (block, drop_path) in enumerate(zip(visual.transformer.resblocks, self.drop_paths, strict=True)):
+            tokens = tokens + drop_path(block.ls_1(attend(block.attn, block.ln_1(tokens))))
+            tokens = tokens + drop_path(block.ls_2(block.mlp(block.ln_2(tokens))))
+            if index in self.out_indices:
+                outputs[index] = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
+        levels = [scale(outputs[index]) for scale, index in zip(self.scales, self.out_indices, strict=True)]
+        if not self.with_language:
+            return Encoded(levels)
+        embedded = visual.ln_post(tokens) @ visual.proj
+        return Encoded(levels, embedded[:, 0], embedded[:, 1:].transpose(1, 2).unflatten(2, grid))
+
+
+class BackboneEncoder(nn.Module):
+    """Any timm backbone, with a randomly initialised attention pool (the paper's "any backbone" experiments).
+
+    Args:
+        backbone: The pyramid.
+        embedding_dim: Size of the joint space.
+        grid: Side of the position grid of the pool.
+        with_language: Whether cells are embedded in the joint space.
+    """
+
+    score_level = 3
+
+    def __init__(self, backbone: Backbone, embedding_dim: int, grid: int, with_language: bool = True) -> None:
+        super().__init__()
+        self.visual = backbone
+        self.channels = backbone.channels
+        self.pool = dense_pool(self.channels[-1], embedding_dim, grid) if with_language else None
+
+    def forward(self, images: Tensor) -> Encoded:
+        """Normalised images ``(B, 3, H, W)`` -> maps at strides 4, 8, 16, 32 and embeddings at 32."""
+        levels = self.visual(images)
+        return Encoded(levels) if self.pool is None else Encoded(levels, *self.pool(levels[-1]))
+
+
+def dense_pool(channels: int, embedding_dim: int, grid: int) -> DenseAttentionPool:
+    """Attention pool of a backbone that CLIP has never seen: 32 heads, or 8 where 32 does not divide the channels."""
+    return DenseAttentionPool(channels, embedding_dim, 8 if channels % 32 else 32, grid)
+
+
+class LearnedContexts(nn.Module):
+    """Context tokens that all classes share, put between the start token and the name (CoOp's form).
+
+    Args:
+        num_contexts: Number of tokens.
+        width: Width of the text tower.
+    """
+
+    def __init__(self, num_contexts: int, width: int) -> None:
+        super().__init__()
+        self.contexts = nn.Parameter(torch.empty(1, num_contexts, width))
+        nn.init.trunc_normal_(self.contexts)
+
+    def forward(self, text_tower: Any, tokens: Tensor) -> Tensor:
+        """Encode class names behind the contexts.
+
+        Args:
+            text_tower: open_clip text tower (the model itself, or its ``text``).
+            tokens: Start, name, end and padding, int64 ``(K, L)``.
+
+        Returns:
+            ``(K, D)``, not normalised.
+        """
+        words = text_tower.token_embedding(tokens)
+        contexts = self.contexts.expand(len(words), -1, -1)
+        sequence = torch.cat([words[:, :1], contexts, words[:, 1:]], dim=1)
+        length = sequence.shape[1]
+        sequence = sequence + text_tower.positional_embedding[:length]
+        sequence = text_tower.transformer(sequence, attn_mask=text_tower.attn_mask[:length, :length])
+        # The end token has the largest id.
+        ends = tokens.argmax(dim=1) + contexts.shape[1]
+        features = text_tower.ln_final(sequence[torch.arange(len(sequence), device=tokens.device), ends])
+        projection = text_tower.text_projection
+        return projection(features) if isinstance(projection, nn.Module) else features @ projection
+
+
+@dataclass(frozen=True)
+class DenseCLIPOutput:
+    """What the network gives.
+
+    Attributes:
+        logits: At the finest level, ``(B, num_classes, h, w)``; None for a vocabulary that the head does not know.
+        score_map: Cosines ``(B, K, h', w')``; None without language.
+        text: Text embeddings of each image ``(B, K, D)``, not normalised; None without language.
+    """
+
+    logits: Tensor | None
+    score_map: Tensor | None = None
+    text: Tensor | None = None
+
+
+class DenseCLIPNetwork(nn.Module):
+    """Pixel-text score maps from context-aware texts, concatenated to one level of a Semantic FPN.
+
+    Args:
+        encoder: Image encoder.
+        num_classes: Classes of the head.
+        embedding_dim: Size of the joint space; None for the Semantic FPN without language.
+        context_decoder: Decoder that adapts the texts to the image; None without language.
+        fpn_width: Channels of the pyramid.
+        head_width: Channels of the head.
+        head_dropout: Dropout of the head.
+        gamma: Initial weight of what the image adds to the texts.
+    """
+
+    def __init__(
+        self,
+        encoder: ResNetEncoder | ViTEncoder | BackboneEncoder,
+        num_classes: int,
+        embedding_dim: int | None,
+        context_decoder: ContextDecoder | None,
+        fpn_width: int = 256,
+        head_width: int = 256,
+        head_dropout: float = 0.1,
+        gamma: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.encoder = encoder
+        self.context_decoder = context_decoder
+        channels = list(encoder.channels)
+        if embedding_dim is not None:
+            self.gamma = nn.Parameter(torch.full((embedding_dim,), gamma))
+            channels[encoder.score_level] += num_classes
+        self.neck = FeaturePyramid(channels, fpn_width)
+        self.head = SemanticFPNHead(fpn_width, head_width, num_classes, dropout=head_dropout)
+
+    def prompt(self, encoded: Encoded, text: Tensor) -> Tensor:
+        """Texts ``(K, D)`` adapted to each image, ``(B, K, D)``: post-model prompting (eq. 5)."""
+        assert encoded.image is not None and encoded.cells is not None and self.context_decoder is not None
+        visual = torch.cat([encoded.image.unsqueeze(1), encoded.cells.flatten(2).transpose(1, 2)], dim=1)
+        text = text.expand(len(visual), -1, -1)
+        return text + self.gamma * self.context_decoder(text, visual)
+
+    def forward(self, images: Tensor, text: Tensor | None, with_head: bool = True) -> DenseCLIPOutput:
+        """Segment normalised images.
+
+        Args:
+            images: ``(B, 3, H, W)``.
+            text: Text embeddings ``(K, D)``, any length; None for the Semantic FPN without language.
+            with_head: Run the head, which needs K to be ``num_classes``.
+        """
+        encoded: Encoded = self.encoder(images)
+        levels, scores = list(encoded.levels), None
+        if self.context_decoder is not None:
+            assert text is not None and encoded.cells is not None
+            text = self.prompt(encoded, text)
+            scores = score_map(encoded.cells, text)
+            level = self.encoder.score_level
+            levels[level] = torch.cat([levels[level], scores.to(levels[level].dtype)], dim=1)
+        logits = self.head(self.neck(levels)) if with_head else None
+        return DenseCLIPOutput(logits, scores, text)

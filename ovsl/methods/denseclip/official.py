@@ -1,0 +1,148 @@
+"""Names of the official release (github.com/raoyongming/DenseCLIP) -> ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ovsl.errors import InputError
+from ovsl.methods.denseclip.module import DenseCLIP
+
+# Official pattern on the left, ours on the right; the first that matches names the tensor.
+NAMES = (
+    (r"contexts", r"contexts.contexts"),
+    (r"gamma", r"network.gamma"),
+    (r"backbone\.attnpool\.(.*)", r"network.encoder.pool.\1"),
+    (r"backbone\.fpn1\.(.*)", r"network.encoder.scales.0.\1"),
+    (r"backbone\.fpn2\.(.*)", r"network.encoder.scales.1.\1"),
+    (r"backbone\.fpn3\.(.*)", r"network.encoder.scales.2.\1"),
+    (r"backbone\.fpn4\.(.*)", r"network.encoder.scales.3.\1"),
+    (r"backbone\.(.*)", r"network.encoder.visual.\1"),
+    (r"text_encoder\.(.*)", r"clip.model.\1"),
+    (r"context_decoder\.(.*)", r"network.context_decoder.\1"),
+    (r"neck\.lateral_convs\.(\d+)\.conv\.(.*)", r"network.neck.lateral.\1.\2"),
+    (r"neck\.fpn_convs\.(\d+)\.conv\.(.*)", r"network.neck.output.\1.\2"),
+    (r"decode_head\.conv_seg\.(.*)", r"network.head.classifier.\1"),
+    # Upsampling modules sit at the odd places of a branch.
+    (r"decode_head\.scale_heads\.(\d+)\.0\.(.*)", r"network.head.branches.\1.0.\2"),
+    (r"decode_head\.scale_heads\.(\d+)\.2\.(.*)", r"network.head.branches.\1.1.\2"),
+    (r"decode_head\.scale_heads\.(\d+)\.4\.(.*)", r"network.head.branches.\1.2.\2"),
+)
+BLOCK_PARTS = {"conv.": "0.", "bn.": "1."}
+CLIP_TOLERANCE = 1e-3
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring an official state dict to the names of :class:`DenseCLIP`; half precision becomes float32.
+
+    Args:
+        state_dict: The official ``state_dict``.
+
+    Raises:
+        InputError: A name that no rule knows.
+    """
+    renamed, unknown = {}, []
+    for name, tensor in state_dict.items():
+        rule = next((rule for rule in NAMES if re.fullmatch(rule[0], name)), None)
+        if rule is None:
+            unknown.append(name)
+            continue
+        ours = re.sub(rule[0], rule[1], name)
+        if name.startswith("decode_head.scale_heads."):
+            ours = re.sub(r"(conv|bn)\.(?=\w+$)", lambda match: BLOCK_PARTS[match[0]], ours)
+        renamed[ours] = tensor.float() if tensor.is_floating_point() else tensor
+    if unknown:
+        raise InputError(f"Not a DenseCLIP checkpoint: no rule for {len(unknown)} of its names ({_some(unknown)}).")
+    return renamed
+
+
+def convert(state_dict: Mapping[str, Tensor], module: DenseCLIP) -> None:
+    """Load an official state dict into a freshly built module.
+
+    The release holds the text tower with its first 13 positions only. Its weights have to be those of the CLIP that
+    the module stands on; where that one is random they are loaded.
+
+    Args:
+        state_dict: The official ``state_dict``.
+        module: The module, built with the settings of the checkpoint.
+
+    Raises:
+        InputError: With what is missing, left over, of another shape, or of another CLIP.
+    """
+    found = rename(state_dict)
+    own = module.state_dict(keep_vars=True)  # with an argument the frozen CLIP is not left out
+    text = {name: tensor for name, tensor in found.items() if name.startswith("clip.model.")}
+    trained = {name: tensor for name, tensor in found.items() if name not in text}
+    # `attn_mask` is no weight; the temperature of the contrastive training is not used and not released.
+    text = {name: tensor for name, tensor in text.items() if not name.endswith("attn_mask")}
+    wanted = {name for name in own if not name.startswith("clip.")}
+    if text:
+        wanted |= {name for name in own if name.startswith("clip.model.")}
+        wanted -= {"clip.model.logit_scale", "clip.model.attn_mask"}
+    both = trained | text
+    missing, unexpected = sorted(wanted - both.keys()), sorted(both.keys() - wanted)
+    if missing or unexpected:
+        raise InputError(
+            f"The checkpoint does not fit the configured DenseCLIP: {len(missing)} weights missing ({_some(missing)}), "
+            f"{len(unexpected)} left over ({_some(unexpected)}); check clip.model, num_classes and language_guidance."
+        )
+    wrong, different = [], []
+    for name, tensor in both.items():
+        target = own[name].detach()
+        if name == "clip.model.positional_embedding":
+            target = target[: len(tensor)]
+        if target.shape != tensor.shape:
+            wrong.append(f"{name} {tuple(tensor.shape)} for {tuple(target.shape)}")
+        elif name in text and module.clip.pretrained is not None:
+            if (target - tensor).abs().max() > CLIP_TOLERANCE * tensor.abs().max():
+                different.append(name)
+        else:
+            target.copy_(tensor)
+    if wrong:
+        raise InputError(
+            f"The checkpoint does not fit the configured DenseCLIP: {len(wrong)} weights of another shape "
+            f"({_some(wrong)}); check num_classes, input_resolution and num_contexts."
+        )
+    if different:
+        raise InputError(
+            f"The checkpoint was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
+            f"{len(different)} weights of the text tower differ ({_some(different)})."
+        )
+
+
+def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of the published ADE20K checkpoints, read off their tensors.
+
+    Args:
+        state_dict: The official ``state_dict``.
+
+    Returns:
+        ``init_args`` of :class:`DenseCLIP`, and ``vocabulary`` and ``split`` that it was trained on.
+
+    Raises:
+        InputError: A checkpoint that is none of the published ones.
+    """
+    classifier = state_dict.get("decode_head.conv_seg.weight")
+    pool, patches = state_dict.get("backbone.attnpool.c_proj.weight"), state_dict.get("backbone.proj")
+    if classifier is None or len(classifier) != 150 or (pool is None and patches is None):
+        raise InputError("This is none of the published DenseCLIP checkpoints; give its settings with -c CONFIG.")
+    if patches is not None:
+        clip, resolution, window = "ViT-B-16", 640, {"crop_size": 640, "stride": 426}
+    else:
+        assert pool is not None
+        deep = "backbone.layer3.6.conv1.weight" in state_dict
+        clip, resolution, window = ("RN101" if deep else "RN50"), 512, {"crop_size": 512, "stride": 341}
+    init_args = {
+        "num_classes": 150,
+        "clip": {"model": clip, "pretrained": "openai"},
+        "input_resolution": resolution,
+        "inference": {"class_path": "ovsl.inference.SlidingWindow", "init_args": window},
+    }
+    return {"init_args": init_args, "vocabulary": "ade20k_150", "split": None}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "") if names else "none"

@@ -1,7 +1,7 @@
 """Sources of labelled images, their order, their transforms, and the data module."""
 
 from ovsl.data.datamodule import EvaluationSet, PredictionData, SegmentationDataModule
-from ovsl.data.sources import HubSource, ImageFiles, ParquetSource, Row, Source, ToySource
+from ovsl.data.sources import HubSource, ImageFiles, ParquetSource, Row, Segments, Source, ToySource
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "PredictionData",
     "Row",
     "SegmentationDataModule",
+    "Segments",
     "Source",
     "ToySource",
     "TrainTransform",

@@ -49,6 +49,12 @@ class SegmentationDataModule(LightningDataModule):
     [int64 (H0, W0)], "original_size": [(H0, W0)], "id": [str]}``, every image exactly once over all processes. Images
     are never normalised here; methods do that on the device.
 
+    From a source with panoptic maps, batches also hold ``segment_ids`` (0 for no segment, else 1..N) and
+    ``segment_classes`` ``(N,)`` of each image. In training, crowd regions are left out, stuff of one class is one
+    segment, and segments that the crop cut away keep their number and class, without a pixel; with ``ignore_unseen``
+    segments of unseen classes are left out. Evaluation keeps all segments, at the original size, with
+    ``segment_crowd``.
+
     Args:
         train: Source of training images; None for evaluation only.
         vocabulary: Name of the vocabulary of the training labels.

@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ovsl.data.order import sample_seed
-from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, Row, Source, UndecodableImageError, label_table
+from ovsl.data.sources import (
+    INVALID_LABEL,
+    LABEL_VALUES,
+    Row,
+    Segments,
+    Source,
+    UndecodableImageError,
+    label_table,
+)
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
@@ -34,11 +42,19 @@ class LabelledRows:
 
     Attributes:
         skipped: Number of rows skipped so far, over all workers of this process.
+
+    Raises:
+        InputError: The source has segments, but the vocabulary does not know things from stuff.
     """
 
     def __init__(
         self, source: Source, vocabulary: Vocabulary, on_error: str = "error", ignored_classes: list[int] | None = None
     ) -> None:
+        if source.panoptic and vocabulary.things is None:
+            raise InputError(
+                f"Vocabulary '{vocabulary.name}' does not say which classes are things, which the segments of "
+                f"{source.name} need: leave panoptic_column out."
+            )
         self.source = source
         self.vocabulary = vocabulary
         self.on_error = on_error
@@ -60,7 +76,8 @@ class LabelledRows:
             index: Row number.
 
         Returns:
-            The row with a mask of class indices and ``ignore_index``, uint8 or uint16; None where it was skipped.
+            The row with a mask of class indices and ``ignore_index``, uint8 or uint16, and segments with class indices;
+            segments of ignored classes and those without a pixel are left out. None where the row was skipped.
 
         Raises:
             InputError: The row cannot be used, or a label lies outside the vocabulary.
@@ -89,7 +106,21 @@ class LabelledRows:
                 f"outside the {len(self.vocabulary)} classes of vocabulary '{self.vocabulary.name}': set "
                 "label_transform, ignore_index or the vocabulary of this data."
             )
-        return Row(row.id, row.image, classes.astype(self._dtype), row.path)
+        segments = None if row.segments is None else self._segments(row.segments, index, row.id)
+        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments)
+
+    def _segments(self, segments: Segments, index: int, id: str) -> Segments:
+        known = (segments.classes >= 0) & (segments.classes < LABEL_VALUES)
+        classes = np.where(known, self._table[np.where(known, segments.classes, 0)], INVALID_LABEL).astype(np.int64)
+        if classes.min(initial=0) < 0:
+            raise InputError(
+                f"Category {int(segments.classes[classes < 0].max())} of a segment in row {index} ('{id}') of "
+                f"{self.source.name} is outside the {len(self.vocabulary)} classes of vocabulary "
+                f"'{self.vocabulary.name}': set label_transform, ignore_index or the vocabulary of this data."
+            )
+        kept = classes != self.vocabulary.ignore_index
+        kept &= np.bincount(segments.ids.ravel(), minlength=len(classes) + 1)[1:] > 0
+        return Segments(segments.ids, classes, segments.crowd).renumber(kept.cumsum() * kept)
 
 
 class TrainingBatches(Dataset):
@@ -104,7 +135,7 @@ class TrainingBatches(Dataset):
 
     def __init__(self, rows: LabelledRows, transform: TrainTransform, batch_size: int, seed: int) -> None:
         self.rows = rows
-        self.pipeline = transform.pipeline(rows.vocabulary.ignore_index)
+        self.pipeline = transform.pipeline(rows.vocabulary.ignore_index, rows.source.panoptic)
         self.batch_size = batch_size
         self.seed = seed
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
@@ -113,22 +144,29 @@ class TrainingBatches(Dataset):
         """Make the batch whose first sample is at ``position``.
 
         Returns:
-            ``image`` uint8 ``(B, 3, H, W)``, ``semantic`` int64 ``(B, H, W)`` and ``id``. An error is returned, not
-            raised: the loader raises it in the main process.
+            ``image`` uint8 ``(B, 3, H, W)``, ``semantic`` int64 ``(B, H, W)`` and ``id``; from a panoptic source also
+            ``segment_ids`` int32 ``(B, H, W)`` and ``segment_classes``, an int64 ``(N,)`` for each image. An error is
+            returned, not raised: the loader raises it in the main process.
         """
         try:
-            samples = [self.sample(position + offset) for offset in range(self.batch_size)]
+            rows = [self.sample(position + offset) for offset in range(self.batch_size)]
         except InputError as error:
             return error
-        return {
-            "image": torch.from_numpy(np.stack([image for image, _, _ in samples])).permute(0, 3, 1, 2).contiguous(),
+        batch: dict[str, Any] = {
+            "image": torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2).contiguous(),
             # Widened once for the whole batch: int64 masks are dear to copy.
-            "semantic": torch.from_numpy(np.stack([semantic for _, semantic, _ in samples]).astype(np.int64)),
-            "id": [id for _, _, id in samples],
+            "semantic": torch.from_numpy(np.stack([np.asarray(row.semantic) for row in rows]).astype(np.int64)),
+            "id": [row.id for row in rows],
         }
+        segments = [row.segments for row in rows if row.segments is not None]
+        if segments:
+            # One map of ids, not one mask for each segment: masks are much larger, and cheap to make on the device.
+            batch["segment_ids"] = torch.from_numpy(np.stack([entry.ids for entry in segments]).astype(np.int32))
+            batch["segment_classes"] = [torch.from_numpy(entry.classes) for entry in segments]
+        return batch
 
-    def sample(self, position: int) -> tuple[np.ndarray, np.ndarray, str]:
-        """The sample at a position: image uint8 ``(H, W, 3)``, mask uint8 or uint16 ``(H, W)``, id."""
+    def sample(self, position: int) -> Row:
+        """The augmented row at a position, its mask uint8 or uint16 and its segments those of :func:`countable`."""
         # A skipped row is replaced by the next one in the order, whichever worker meets it.
         for candidate in range(position, position + MAX_CONSECUTIVE_SKIPS):
             epoch, place = divmod(candidate, len(self.rows.source))
@@ -145,8 +183,14 @@ class TrainingBatches(Dataset):
                 f"There is no mask in row {index} ('{row.id}') of {self.rows.source.name}: training needs one."
             )
         self.pipeline.set_random_seed(sample_seed(self.seed, epoch, index))
-        transformed = self.pipeline(image=row.image, mask=row.semantic)
-        return transformed["image"], transformed["mask"], row.id
+        if row.segments is None:
+            transformed = self.pipeline(image=row.image, mask=row.semantic)
+            return Row(row.id, transformed["image"], transformed["mask"])
+        segments = countable(row.segments, self.rows.vocabulary)
+        dtype = np.uint8 if len(segments.classes) < 256 and row.semantic.dtype == np.uint8 else np.uint16
+        transformed = self.pipeline(image=row.image, mask=np.dstack([row.semantic, segments.ids]).astype(dtype))
+        semantic, ids = np.moveaxis(transformed["mask"], -1, 0)
+        return Row(row.id, transformed["image"], semantic, segments=Segments(ids, segments.classes, segments.crowd))
 
     def _index(self, epoch: int, place: int) -> int:
         if epoch != self._epoch:
@@ -173,10 +217,14 @@ class EvaluationBatches(Dataset):
 
         Returns:
             Lists: ``image`` uint8 ``(3, H, W)``, ``semantic`` int64 ``(H0, W0)`` (or ``path``, where unlabelled),
-            ``original_size``, ``id``; None where all rows were skipped. An error is returned, not raised.
+            ``original_size``, ``id``; from a panoptic source also ``segment_ids`` int32 ``(H0, W0)``,
+            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``. None where all rows were skipped. An
+            error is returned, not raised.
         """
         batch: dict[str, list[Any]] = {"image": [], "original_size": [], "id": []}
         batch["semantic" if self.labelled else "path"] = []
+        if self.labelled and self.rows.source.panoptic:
+            batch |= {"segment_ids": [], "segment_classes": [], "segment_crowd": []}
         try:
             for index in indices:
                 row = self.rows.row(index)
@@ -191,6 +239,10 @@ class EvaluationBatches(Dataset):
                     raise InputError(_no_mask(self.rows, index, row))
                 else:
                     batch["semantic"].append(torch.from_numpy(row.semantic.astype(np.int64)))
+                if self.labelled and row.segments is not None:
+                    batch["segment_ids"].append(torch.from_numpy(row.segments.ids.astype(np.int32)))
+                    batch["segment_classes"].append(torch.from_numpy(row.segments.classes))
+                    batch["segment_crowd"].append(torch.from_numpy(row.segments.crowd))
         except InputError as error:
             return error
         return batch if batch["id"] else None
@@ -216,6 +268,23 @@ class SegmentationLoader(DataLoader):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore, see :meth:`state_dict`."""
+
+
+def countable(segments: Segments, vocabulary: Vocabulary) -> Segments:
+    """Segments as training targets: crowd regions left out, stuff of one class merged.
+
+    Args:
+        segments: With class indices of the vocabulary.
+        vocabulary: Knows things from stuff.
+    """
+    crowd = segments.crowd
+    # Every thing is a group of its own, all stuff of a class is one.
+    thing = np.array(vocabulary.things)[segments.classes]
+    group = np.where(thing, np.arange(len(thing)) + len(vocabulary), segments.classes)
+    _, numbers = np.unique(group[~crowd], return_inverse=True)
+    result = np.zeros(len(crowd), np.int64)
+    result[~crowd] = numbers + 1
+    return segments.renumber(result)
 
 
 def as_made(batch: Any) -> Any:

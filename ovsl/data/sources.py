@@ -36,6 +36,33 @@ class UndecodableImageError(InputError):
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Segments of one image that do not overlap: its panoptic ground truth.
+
+    Attributes:
+        ids: Integers ``(H, W)``: 0 where there is no segment, else 1..N.
+        classes: Label value of segments 1..N, as stored in the file, int64 ``(N,)``.
+        crowd: Whether each is a region of uncounted things, bool ``(N,)``.
+    """
+
+    ids: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
+
+    def renumber(self, numbers: np.ndarray) -> "Segments":
+        """Leave segments out or merge them.
+
+        Args:
+            numbers: New number of segments 1..N, ``(N,)``: 0 leaves one out, equal numbers merge. The numbers in use
+                are 1..M; a merged segment has the class of the first of its parts.
+        """
+        _, first = np.unique(numbers, return_index=True)
+        first = first[numbers[first] > 0]
+        lookup = np.concatenate([[0], numbers]).astype(np.uint16)
+        return Segments(lookup[self.ids], self.classes[first], self.crowd[first])
+
+
+@dataclass(frozen=True)
 class Row:
     """One image of a source.
 
@@ -44,12 +71,14 @@ class Row:
         image: RGB, uint8 ``(H, W, 3)``.
         semantic: Label values as stored in the file, any integer type ``(H, W)``; None where a source has no labels.
         path: File the image came from, where there is one.
+        segments: Panoptic ground truth; None where a source gives none.
     """
 
     id: str
     image: np.ndarray
     semantic: np.ndarray | None
     path: str | None = None
+    segments: Segments | None = None
 
 
 class Source(ABC):
@@ -59,11 +88,13 @@ class Source(ABC):
         name: How messages call this source.
         label_transform: What the label values of the files mean, see :func:`label_table`.
         ignore_index: Label value of the files that stands for "no label".
+        panoptic: Whether rows have segments.
     """
 
     name: str
     label_transform: LabelTransform = "identity"
     ignore_index: int = 255
+    panoptic: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -140,6 +171,10 @@ class ParquetRows(Source):
         mask_encoding: ``index``: the pixel value of the mask is the label.
         interleave: Row groups that are mixed in training. Memory of a reader grows with it. Where it is a multiple of
             (global batch x workers), every row group is read by one worker only.
+        panoptic_column: Column with the encoded panoptic map, an RGB picture of ids R + 256 G + 65536 B, 0 where there
+            is no segment; None takes no segments.
+        segments_column: Column that lists the segments of that map: ``id``, ``category_id`` (a label value like those
+            of the mask), ``iscrowd``.
     """
 
     def __init__(
@@ -151,6 +186,8 @@ class ParquetRows(Source):
         ignore_index: int = 255,
         mask_encoding: Literal["index"] = "index",
         interleave: int = 16,
+        panoptic_column: str | None = None,
+        segments_column: str = "segments_info",
     ) -> None:
         self.image_column = image_column
         self.mask_column = mask_column
@@ -159,6 +196,9 @@ class ParquetRows(Source):
         self.ignore_index = ignore_index
         self.mask_encoding = mask_encoding
         self.interleave = interleave
+        self.panoptic_column = panoptic_column
+        self.segments_column = segments_column
+        self.panoptic = panoptic_column is not None
         self._open_groups: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
 
     @abstractmethod
@@ -204,7 +244,10 @@ class ParquetRows(Source):
             with ThreadPoolExecutor(8) as pool:
                 footers = list(pool.map(footer, splits[self._split]))
             columns = footers[0].schema.to_arrow_schema().names
-            wanted = [c for c in (self.image_column, self.mask_column, self.id_column) if c is not None]
+            segments_columns = (self.panoptic_column, self.segments_column) if self.panoptic else ()
+            wanted = [
+                c for c in (self.image_column, self.mask_column, self.id_column, *segments_columns) if c is not None
+            ]
             for column in wanted:
                 if column not in columns:
                     raise InputError(f"{self.name} has no column '{column}': set it to one of {', '.join(columns)}.")
@@ -252,7 +295,38 @@ class ParquetRows(Source):
                 f"Image and mask differ in size in {where}: {image.shape[1]}x{image.shape[0]} and "
                 f"{semantic.shape[1]}x{semantic.shape[0]}; repair or remove the row."
             )
-        return Row(id, image, semantic)
+        segments = None
+        if self.panoptic_column is not None:
+            encoded, listed = values[self.panoptic_column], values[self.segments_column]
+            segments = self._segments(encoded, listed, semantic.shape, where)
+        return Row(id, image, semantic, segments=segments)
+
+    def _segments(
+        self, encoded: Any, listed: list[dict[str, Any]] | None, size: tuple[int, ...], where: str
+    ) -> Segments:
+        if encoded is None or listed is None:
+            raise InputError(f"There is no panoptic map in {where}: remove the row or leave panoptic_column out.")
+        colours = np.asarray(_decode(encoded, f"panoptic map of {where}", mode="RGB")).astype(np.int32)
+        if colours.shape[:2] != size:
+            raise InputError(f"Image and panoptic map differ in size in {where}: repair or remove the row.")
+        stored = colours @ np.array([1, 1 << 8, 1 << 16], np.int32)
+        try:
+            known = np.array([0, *(entry["id"] for entry in listed)], np.int64)
+            classes = np.array([entry["category_id"] for entry in listed], np.int64)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"Column '{self.segments_column}' of {where} does not list segments with id and category_id: "
+                "name another column in segments_column."
+            ) from error
+        order = known.argsort()
+        place = np.searchsorted(known, stored, sorter=order).clip(max=len(known) - 1)
+        ids = order.astype(np.uint16)[place]
+        if (wrong := known[ids] != stored).any():
+            raise InputError(
+                f"Segment {int(stored[wrong][0])} of the panoptic map of {where} is not in '{self.segments_column}': "
+                "repair or remove the row."
+            )
+        return Segments(ids, classes, np.array([bool(entry.get("iscrowd")) for entry in listed], bool))
 
     def _group(self, group: int) -> list[dict[str, Any]]:
         """Encoded rows of a row group, from the most recently used ones or from the stream."""
@@ -293,6 +367,8 @@ class HubSource(ParquetRows):
         ignore_index: Label value of the files that stands for "no label".
         mask_encoding: ``index``: the pixel value of the mask is the label.
         interleave: Row groups that are mixed in training, see :class:`ParquetRows`.
+        panoptic_column: Column with the encoded panoptic map, see :class:`ParquetRows`; None takes no segments.
+        segments_column: Column that lists the segments of that map.
     """
 
     def __init__(
@@ -308,8 +384,20 @@ class HubSource(ParquetRows):
         ignore_index: int = 255,
         mask_encoding: Literal["index"] = "index",
         interleave: int = 16,
+        panoptic_column: str | None = None,
+        segments_column: str = "segments_info",
     ) -> None:
-        super().__init__(image_column, mask_column, id_column, label_transform, ignore_index, mask_encoding, interleave)
+        super().__init__(
+            image_column,
+            mask_column,
+            id_column,
+            label_transform,
+            ignore_index,
+            mask_encoding,
+            interleave,
+            panoptic_column,
+            segments_column,
+        )
         self.repo = repo
         self.split = split
         self.configuration = name
@@ -347,6 +435,8 @@ class ParquetSource(ParquetRows):
         ignore_index: Label value of the files that stands for "no label".
         mask_encoding: ``index``: the pixel value of the mask is the label.
         interleave: Row groups that are mixed in training, see :class:`ParquetRows`.
+        panoptic_column: Column with the encoded panoptic map, see :class:`ParquetRows`; None takes no segments.
+        segments_column: Column that lists the segments of that map.
     """
 
     def __init__(
@@ -360,8 +450,20 @@ class ParquetSource(ParquetRows):
         ignore_index: int = 255,
         mask_encoding: Literal["index"] = "index",
         interleave: int = 16,
+        panoptic_column: str | None = None,
+        segments_column: str = "segments_info",
     ) -> None:
-        super().__init__(image_column, mask_column, id_column, label_transform, ignore_index, mask_encoding, interleave)
+        super().__init__(
+            image_column,
+            mask_column,
+            id_column,
+            label_transform,
+            ignore_index,
+            mask_encoding,
+            interleave,
+            panoptic_column,
+            segments_column,
+        )
         self.files = [files] if isinstance(files, str) else files
         self.split = split
         self.name = f"Parquet files '{', '.join(self.files)}' ({split})"
@@ -412,12 +514,14 @@ class ToySource(Source):
         seed: Seed of the scenes; two seeds share no scene.
         length: Number of scenes.
         size: Height and width of the scenes in pixels.
+        panoptic: Whether scenes come with their segments: every object and every material.
     """
 
-    def __init__(self, seed: int = 0, length: int = 2000, size: int = 128) -> None:
+    def __init__(self, seed: int = 0, length: int = 2000, size: int = 128, panoptic: bool = True) -> None:
         self.seed = seed
         self.length = length
         self.size = size
+        self.panoptic = panoptic
         self.name = f"toy scenes (seed {seed})"
 
     def __len__(self) -> int:
@@ -428,7 +532,15 @@ class ToySource(Source):
         from ovsl.data.toy import render_scene
 
         scene = render_scene(self.seed, index, self.size)
-        return Row(f"toy-{self.seed}-{index:06d}", scene.image, scene.semantic)
+        segments = None
+        if self.panoptic:
+            classes = np.array([*(drawn.class_index for drawn in scene.objects), *scene.stuff])
+            # Objects are numbered in the scene already; the materials follow.
+            materials = np.zeros(classes.max() + 1, np.uint16)
+            materials[list(scene.stuff)] = len(scene.objects) + 1 + np.arange(len(scene.stuff))
+            ids = np.where(scene.instances > 0, scene.instances, materials[scene.semantic])
+            segments = Segments(ids, classes, np.zeros(len(classes), bool))
+        return Row(f"toy-{self.seed}-{index:06d}", scene.image, scene.semantic, segments=segments)
 
 
 class ImageFiles(Source):

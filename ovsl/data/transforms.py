@@ -42,11 +42,13 @@ class TrainTransform:
     photometric: bool = False
     category_max_ratio: float | None = None
 
-    def pipeline(self, ignore_index: int) -> A.Compose:
+    def pipeline(self, ignore_index: int, panoptic: bool = False) -> A.Compose:
         """Build the pipeline: takes ``image`` and ``mask``; seeded per sample by its ``set_random_seed``.
 
         Args:
             ignore_index: Value of padded mask pixels.
+            panoptic: Whether masks are ``(H, W, 2)``: classes, and segment ids, padded with 0. One array, so that no
+                step can treat the two differently.
 
         Raises:
             InputError: A range is empty or not positive.
@@ -60,7 +62,12 @@ class TrainTransform:
             steps.append(ScaleJitter(self.scale, self.short_side, self.long_side))
         steps.append(
             A.PadIfNeeded(
-                height, width, position="top_left", border_mode=cv2.BORDER_CONSTANT, fill=0, fill_mask=ignore_index
+                height,
+                width,
+                position="top_left",
+                border_mode=cv2.BORDER_CONSTANT,
+                fill=0,
+                fill_mask=(ignore_index, 0) if panoptic else ignore_index,
             )
         )
         steps.append(
@@ -155,9 +162,10 @@ class CategoryCrop(A.RandomCrop):
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         """Draw the window, at most ten times more."""
         drawn = super().get_params_dependent_on_data(params, data)
+        mask = data["mask"] if data["mask"].ndim == 2 else data["mask"][..., 0]
         for _ in range(10):
             left, top, right, bottom = drawn["crop_coords"]
-            counts = np.bincount(data["mask"][top:bottom, left:right].ravel(), minlength=self.ignore_index + 1)
+            counts = np.bincount(mask[top:bottom, left:right].ravel(), minlength=self.ignore_index + 1)
             counts[self.ignore_index] = 0
             if np.count_nonzero(counts) > 1 and counts.max() < self.max_ratio * counts.sum():
                 break

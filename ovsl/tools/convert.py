@@ -1,4 +1,9 @@
-"""``ovsl convert``: checkpoints of the official releases -> ours."""
+"""``ovsl convert``: checkpoints of the official releases -> ours.
+
+A method takes part by its ``official.py``: ``convert(state_dict, module)`` loads an official state dict into a freshly
+built module and raises :class:`~ovsl.errors.InputError` at anything missing or left over; ``settings(state_dict)``, if
+it is there, gives ``init_args``, ``vocabulary`` and ``split`` of the published checkpoints.
+"""
 
 from __future__ import annotations
 

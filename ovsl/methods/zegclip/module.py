@@ -220,7 +220,7 @@ class ZegCLIP(SegmentationModule):
             if not path.is_file():
                 raise InputError(f"There is no checkpoint {str(path)!r}; give the file that an inductive run wrote.")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            self.on_load_checkpoint(checkpoint)
+            self.on_load_checkpoint(checkpoint | {"global_step": 0})  # the new run counts its own steps
             self.load_state_dict(checkpoint["state_dict"], strict=False)
         super().setup(stage)
 

@@ -3,9 +3,10 @@
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.denseclip import DenseCLIP
 from ovsl.methods.fc_clip import FCCLIP
+from ovsl.methods.lseg import LSeg
 from ovsl.methods.maskclip import MaskCLIP
 from ovsl.methods.patch_text import PatchText
 from ovsl.methods.san import SAN
 from ovsl.methods.zegclip import ZegCLIP
 
-__all__ = ["FCCLIP", "SAN", "DenseCLIP", "MaskCLIP", "PatchText", "SegmentationModule", "ZegCLIP"]
+__all__ = ["FCCLIP", "SAN", "DenseCLIP", "LSeg", "MaskCLIP", "PatchText", "SegmentationModule", "ZegCLIP"]

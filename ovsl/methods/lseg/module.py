@@ -1,0 +1,212 @@
+"""LSeg as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import timm
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.clip import TextClassifier, TextEmbeddings
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Inference, Prediction
+from ovsl.inference.multi_scale import label_maps_of_views, pad_to_multiple
+from ovsl.layers.image_normalization import ImageNormalization
+from ovsl.losses.cross_entropy import pixel_cross_entropy
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.lseg.inference import MultiScaleSum
+from ovsl.methods.lseg.network import LSegNetwork, Matching, ResNetPyramid, SpatialRegularizer, ViTPyramid
+from ovsl.methods.schedules import PolynomialSchedule, Schedule
+from ovsl.vocabulary import Vocabulary
+
+REASSEMBLE = {16: (256, 512, 1024, 1024), 32: (96, 192, 384, 768)}
+OTHERS = "others"
+
+
+class RenamingClassifier(TextClassifier):
+    """Text classifier that shows some classes to the text tower under another name."""
+
+    def __init__(self, *args: Any, renamed: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.renamed = renamed
+
+    def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
+        """See :meth:`TextClassifier.prompts`."""
+        return super().prompts([[self.renamed.get(name, name) for name in group] for group in names])
+
+
+class LSeg(SegmentationModule):
+    """Pixel embeddings of a dense prediction transformer, trained to match CLIP's text embeddings of the labels.
+
+    Li, Weinberger, Belongie, Koltun, Ranftl: *Language-driven Semantic Segmentation*, ICLR 2022,
+    https://arxiv.org/abs/2201.03546. An ImageNet vision transformer with DPT's decoder gives every pixel an embedding;
+    logits are its scaled cosines with the text embeddings of any list of labels, shown bare. CLIP's image tower is not
+    used. Cross entropy over the training labels is the only loss.
+
+    Differences from the official code: text embeddings are computed once; weights that no output depends on (final
+    norm and classifier of the transformer, first unit of the coarsest fusion block) do not exist; images whose sides
+    32 does not divide are padded, not cut or refused; the learning rate falls with every step, not every epoch.
+
+    Args:
+        clip: The CLIP whose text tower embeds the labels: ViT-B-32 in the released model, RN50x16 for the best one.
+        backbone: timm vision transformer with patches of 16 or 32, or ResNet: ``vit_large_patch16_384``,
+            ``vit_base_patch32_384``, ``resnet101``.
+        backbone_pretrained: Load timm's ImageNet weights of the backbone.
+        backbone_options: More arguments of ``timm.create_model``.
+        blocks: Transformer blocks that are read, 0-based; None for the ends of the four quarters.
+        reassemble: Channels of the four reassembled maps; None for the published ones of the patch size.
+        width: Channels of the decoder.
+        regularizer: Spatial regularisation of the logits, section 3.3 of the paper; ``none`` in the released models.
+        regularizer_depth: Its repetitions.
+        regularizer_activation: Its activation.
+        matching: ``float16`` for the rounding of the official code on a GPU.
+        objective: ``all_classes`` is cross entropy over the training labels (ADE20K); ``one_class`` asks of each image
+            one of its classes against the label "others" (the zero-shot experiments on few-shot folds).
+        class_names: Names to show in place of those of the vocabulary, class -> name. The official ADE20K run shows
+            only the first word of some, since its label file separates words as it separates synonyms.
+        decoder_rate: Factor of the learning rate of decoder and head.
+        templates: Labels are shown bare.
+        inference: Published multi-scale evaluation; a plain :class:`~ovsl.inference.WholeImage` is 12 times cheaper.
+        optimizer: Published optimiser. The published rate is 0.004 / 16 times the images of one GPU, here 4.
+        schedule: Published schedule.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        backbone: str = "vit_large_patch16_384",
+        backbone_pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        blocks: Sequence[int] | None = None,
+        reassemble: Sequence[int] | None = None,
+        width: int = 256,
+        regularizer: Literal["none", "bottleneck", "depthwise"] = "none",
+        regularizer_depth: int = 1,
+        regularizer_activation: Literal["lrelu", "tanh"] = "lrelu",
+        matching: Matching = "float32",
+        objective: Literal["all_classes", "one_class"] = "all_classes",
+        class_names: dict[str, str] | None = None,
+        decoder_rate: float = 10.0,
+        templates: str = "identity",
+        inference: Inference = MultiScaleSum(),  # noqa: B008 - never mutated
+        optimizer: OptimizerCallable = lambda groups: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, weight_decay=1e-4),
+        schedule: Schedule = PolynomialSchedule(power=0.9),  # noqa: B008 - never mutated
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
+        )
+        # The image tower of the CLIP is not used.
+        del self.clip.model.visual
+        self.text_classifier = RenamingClassifier(
+            self.clip, templates, self.text_classifier.synonyms, renamed=class_names or {}
+        )
+        encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, reassemble)
+        # Transformers see 0.5 as mean and deviation in the official code, the ResNet ImageNet's.
+        half, imagenet = ((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        self.normalize = ImageNormalization(*(half if isinstance(encoder, ViTPyramid) else imagenet))
+        self.network = LSegNetwork(
+            encoder,
+            self.clip.embedding_dimension,
+            width,
+            None
+            if regularizer == "none"
+            else SpatialRegularizer(regularizer, regularizer_depth, regularizer_activation),
+            matching,
+        )
+        self.objective = objective
+        self.decoder_rate = decoder_rate
+
+    def class_logits(self, images: Tensor, text: Tensor) -> Tensor:
+        """Logits ``(B, K, H, W)`` of images ``(B, 3, H, W)`` for texts ``(K, D)`` or ``(B, K, D)``."""
+        height, width = images.shape[-2:]
+        # Black is padded before the normalisation, which is what the official evaluation pads with.
+        logits = self.network(self.normalize(pad_to_multiple(images, 32)), text)
+        return logits[..., :height, :width]
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Class logits; with ``one_class`` those over the logit of "others". See :meth:`SegmentationModule.forward`."""
+        if self.objective == "all_classes":
+            return DensePrediction(text.per_class(self.class_logits(images, text.vectors)))
+        logits = self.class_logits(images, torch.cat([self._others(), text.vectors]))
+        return DensePrediction(text.per_class(logits[:, 1:] - logits[:, :1]))
+
+    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
+        """See :meth:`SegmentationModule.label_maps`."""
+        if not hasattr(self.inference, "labels"):
+            return super().label_maps(batch, vocabulary)
+        text = self.text_classifier(vocabulary)
+        return label_maps_of_views(lambda images: self(images, text), batch, self.inference)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy over the training labels; see :meth:`SegmentationModule.losses`."""
+        ignore_index = self._require_training_vocabulary().ignore_index
+        labels = self.training_targets(batch["semantic"])
+        text = self.training_text()
+        if self.objective == "all_classes":
+            logits = text.per_class(self.class_logits(batch["image"], text.vectors))
+            return {"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index)}
+        if len(text.vectors) != text.num_classes:
+            raise InputError("The objective one_class shows one name of a class; set model.synonyms to first or mean.")
+        asked = sample_classes(labels, text.num_classes)
+        pairs = torch.stack([self._others().expand(len(asked), -1), text.vectors[asked]], dim=1)
+        logits = self.class_logits(batch["image"], pairs)
+        # Officially nothing is ignored: pixels without a label count as "others".
+        return {"cross_entropy": functional.cross_entropy(logits, (labels == asked.view(-1, 1, 1)).long())}
+
+    def _others(self) -> Tensor:
+        return self.text_classifier(Vocabulary.from_words([OTHERS])).vectors
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """The encoder at the base rate, decoder and head at ``decoder_rate`` times it."""
+        base = float(self.optimizer([torch.zeros(1)]).param_groups[0]["lr"])
+        encoder = list(self.network.encoder.parameters())
+        members = {id(parameter) for parameter in encoder}
+        decoder = [parameter for parameter in self.network.parameters() if id(parameter) not in members]
+        yield {"params": encoder, "name": "encoder"}
+        yield {"params": decoder, "lr": base * self.decoder_rate, "name": "decoder"}
+
+
+def sample_classes(labels: Tensor, num_classes: int) -> Tensor:
+    """One class of each image, drawn evenly from those in it; from all classes where an image has none.
+
+    Args:
+        labels: int64 ``(B, H, W)``; values outside 0..num_classes - 1 are not drawn.
+        num_classes: Number of classes.
+
+    Returns:
+        int64 ``(B,)``.
+    """
+    known = (labels >= 0) & (labels < num_classes)
+    present = labels.new_zeros(len(labels), num_classes + 1)
+    present.scatter_(1, labels.where(known, num_classes).flatten(1), 1)
+    weights = present[:, :num_classes].float()
+    weights = torch.where(weights.any(dim=1, keepdim=True), weights, torch.ones_like(weights))
+    return torch.multinomial(weights, 1).squeeze(1)
+
+
+def build_encoder(
+    name: str, pretrained: bool, options: dict[str, Any], blocks: Sequence[int] | None, channels: Sequence[int] | None
+) -> ViTPyramid | ResNetPyramid:
+    """The image encoder of a timm model; see :class:`LSeg`."""
+    if not timm.is_model(name):
+        raise InputError(f"timm has no backbone {name!r}; LSeg was published with vit_large_patch16_384.")
+    model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    if all(hasattr(model, part) for part in ("conv1", "layer1", "layer4")):
+        return ResNetPyramid(model)
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", (0,))[0]
+    if patch not in REASSEMBLE or getattr(model, "cls_token", None) is None:
+        raise InputError(
+            f"LSeg reads ResNets, and vision transformers with a class token and patches of 16 or 32; {name!r} is "
+            "neither. Published: vit_large_patch16_384, vit_base_patch32_384, resnet101."
+        )
+    depth = len(model.blocks)
+    blocks = blocks or tuple(depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+    if len(blocks) != 4 or not all(0 <= block < depth for block in blocks):
+        raise InputError(f"blocks is {list(blocks)}; give four block numbers of {name!r}, from 0 to {depth - 1}.")
+    return ViTPyramid(model, blocks, channels or REASSEMBLE[patch])

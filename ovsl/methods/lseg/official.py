@@ -1,0 +1,143 @@
+"""Names of the official release (github.com/isl-org/lang-seg) -> ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ovsl.errors import InputError
+from ovsl.methods.lseg.module import LSeg
+
+# Official pattern on the left, ours on the right; the first that matches names the tensor. Levels count from 1 there.
+NAMES = (
+    (r"pretrained\.model\.(.*)", r"network.encoder.vit.\1"),
+    (r"pretrained\.act_postprocess(\d)\.0\.project\.0\.(.*)", r"network.encoder.readout.{\1}.0.\2"),
+    (r"pretrained\.act_postprocess(\d)\.3\.(.*)", r"network.encoder.reassemble.{\1}.0.\2"),
+    (r"pretrained\.act_postprocess(\d)\.4\.(.*)", r"network.encoder.reassemble.{\1}.1.\2"),
+    (r"pretrained\.layer1\.0\.(.*)", r"network.encoder.resnet.conv1.\1"),
+    (r"pretrained\.layer1\.1\.(.*)", r"network.encoder.resnet.bn1.\1"),
+    (r"pretrained\.layer1\.4\.(.*)", r"network.encoder.resnet.layer1.\1"),
+    (r"pretrained\.layer([234])\.(.*)", r"network.encoder.resnet.layer\1.\2"),
+    (r"scratch\.layer(\d)_rn\.(.*)", r"network.decoder.lateral.{\1}.\2"),
+    (r"scratch\.refinenet(\d)\.out_conv\.(.*)", r"network.decoder.fusion.{\1}.output.\2"),
+    (r"scratch\.refinenet(\d)\.resConfUnit1\.(.*)", r"network.decoder.fusion.{\1}.skip.\2"),
+    (r"scratch\.refinenet(\d)\.resConfUnit2\.(.*)", r"network.decoder.fusion.{\1}.refine.\2"),
+    (r"scratch\.head1\.(.*)", r"network.head.\1"),
+    (r"scratch\.head_block\.depthwise\.depthwise\.(.*)", r"network.regularizer.depthwise.\1"),
+    (r"clip_pretrained\.(.*)", r"clip.model.\1"),
+)
+
+DROPPED = (
+    # No output depends on these.
+    r"pretrained\.model\.(norm|head)\..*",
+    r"scratch\.refinenet4\.resConfUnit1\..*",
+    # CLIP's image tower is stored, but not used; nor is the temperature of the contrastive training.
+    r"clip_pretrained\.visual\..*",
+    r"clip_pretrained\.logit_scale",
+)
+
+CLIP_TOLERANCE = 1e-3
+
+
+def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring an official state dict to the names of :class:`LSeg`; half precision becomes float32.
+
+    Args:
+        state_dict: The official ``state_dict``.
+
+    Raises:
+        InputError: A name that no rule knows.
+    """
+    renamed, unknown = {}, []
+    for full_name, tensor in state_dict.items():
+        name = full_name.removeprefix("net.")
+        if any(re.fullmatch(pattern, name) for pattern in DROPPED):
+            continue
+        rule = next((rule for rule in NAMES if re.fullmatch(rule[0], name)), None)
+        if rule is None:
+            unknown.append(full_name)
+            continue
+        ours = re.sub(r"\{(\d)\}", lambda level: str(int(level[1]) - 1), re.sub(rule[0], rule[1], name))
+        renamed[ours] = tensor.float() if tensor.is_floating_point() else tensor
+    if unknown:
+        raise InputError(f"Not an LSeg checkpoint: no rule for {len(unknown)} of its names ({_some(unknown)}).")
+    return renamed
+
+
+def convert(state_dict: Mapping[str, Tensor], module: LSeg) -> None:
+    """Load an official state dict into a freshly built module.
+
+    The release holds the whole CLIP in half precision. Its text tower has to be that of the CLIP that the module stands
+    on; where that one is random it is loaded.
+
+    Args:
+        state_dict: The official ``state_dict``.
+        module: The module, built with the settings of the checkpoint, which the file does not tell.
+
+    Raises:
+        InputError: With what is missing, left over, of another shape, or of another CLIP.
+    """
+    found = rename(state_dict)
+    own = module.state_dict(keep_vars=True)  # with an argument the frozen CLIP is not left out
+    wanted = {name for name in own if name.startswith("network.")}
+    if any(name.startswith("clip.") for name in found):
+        wanted |= {name for name in own if name.startswith("clip.model.")}
+        wanted -= {"clip.model.logit_scale", "clip.model.attn_mask"}
+    missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
+    wrong = sorted(name for name in wanted & found.keys() if own[name].shape != found[name].shape)
+    if missing or unexpected or wrong:
+        raise InputError(
+            f"The checkpoint does not fit the configured LSeg: {len(missing)} weights missing ({_some(missing)}), "
+            f"{len(unexpected)} left over ({_some(unexpected)}), {len(wrong)} of another shape ({_some(wrong)}); check "
+            "backbone, width, regularizer and clip.model."
+        )
+    different = []
+    for name, tensor in found.items():
+        target = own[name].detach()
+        if name.startswith("clip.") and module.clip.pretrained is not None:
+            if (target - tensor).abs().max() > CLIP_TOLERANCE * tensor.abs().max():
+                different.append(name)
+        else:
+            target.copy_(tensor)
+    if different:
+        raise InputError(
+            f"The checkpoint was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
+            f"{len(different)} weights of the text tower differ ({_some(different)})."
+        )
+
+
+def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Settings of the released demo model, read off its tensors.
+
+    It was trained on a union of seven datasets whose label list was not released.
+
+    Args:
+        state_dict: The official ``state_dict``.
+
+    Returns:
+        ``init_args`` of :class:`LSeg`, and ``vocabulary`` and ``split`` that it was trained on: unknown.
+
+    Raises:
+        InputError: Another checkpoint.
+    """
+    shapes = {name.removeprefix("net."): tuple(tensor.shape) for name, tensor in state_dict.items()}
+    head, positions = shapes.get("scratch.head1.weight"), shapes.get("pretrained.model.pos_embed")
+    if (
+        head != (512, 256, 1, 1)
+        or positions != (1, 577, 1024)
+        or "scratch.head_block.depthwise.depthwise.bias" in shapes
+    ):
+        raise InputError("This is not the released LSeg model; give the settings of the checkpoint with -c CONFIG.")
+    init_args = {
+        "clip": {"model": "ViT-B-32", "pretrained": "openai"},
+        "backbone": "vit_large_patch16_384",
+        "matching": "float16",
+    }
+    return {"init_args": init_args, "vocabulary": None, "split": None}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "") if names else "none"

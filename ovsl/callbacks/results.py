@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ovsl.tools.report import format_table
+from ovsl.metrics.tables import format_table
 
 
 class ResultFiles(Callback):

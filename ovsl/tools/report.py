@@ -1,37 +1,14 @@
 """`ovsl report`: one table, and a chart of the classes, from the result files of any number of runs."""
 
-import csv
-import io
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ovsl.errors import InputError
 from ovsl.metrics.results import ClassResult, EvaluationResult
-
-TableStyle = Literal["text", "markdown", "csv", "latex"]
-
-_FIGURES = {
-    "pAcc": "pAcc",
-    "mIoU": "mIoU",
-    "mIoU_seen": "mIoU seen",
-    "mIoU_unseen": "mIoU unseen",
-    "hIoU": "hIoU",
-    "PQ": "PQ",
-    "PQ_seen": "PQ seen",
-    "PQ_unseen": "PQ unseen",
-    "AP": "AP",
-}
-_OPTIONAL = {"PQ", "PQ_seen", "PQ_unseen", "AP"}  # columns only where some method gives them
-_CONVENTIONS = {
-    "skip": "Means leave out classes without ground truth (skip).",
-    "zero": "Means count classes that are predicted but have no ground truth as 0 (zero).",
-}
-_UNDEFINED = "-"
+from ovsl.metrics.tables import FIGURES, TableStyle, average_over_seeds, format_table, percent
 
 
 def main(args: Sequence[str]) -> None:
@@ -115,100 +92,9 @@ def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationR
     return sorted(results.values(), key=lambda each: (each.dataset, each.stage, each.method, each.run, each.step))
 
 
-@dataclass(frozen=True)
-class SeedAverage(EvaluationResult):
-    """The mean of several runs that differ only in their seed.
-
-    Args:
-        spread: Standard deviation over the seeds (n - 1) of each of `metrics`.
-        seeds: Number of runs.
-    """
-
-    spread: dict[str, float] = field(default_factory=dict)
-    seeds: int = 1
-
-
-def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
-    """Puts runs together whose names differ only in `-seed<number>`.
-
-    Returns:
-        Means in the order of the first run of each group, the number of seeds in the name; a run without a sister
-        stays as it is. A figure that is undefined for one seed is undefined in the mean. Figures per class are those of
-        the first run.
-    """
-    groups: dict[tuple[str, ...], list[EvaluationResult]] = {}
-    for result in results:
-        name = re.sub(r"-seed\d+", "", result.run)
-        groups.setdefault((name, result.method, result.dataset, result.stage), []).append(result)
-    averaged: list[EvaluationResult] = []
-    for (name, *_), members in groups.items():
-        if len(members) == 1:
-            averaged += members
-            continue
-        means: dict[str, float | None] = {}
-        spread: dict[str, float] = {}
-        for metric in members[0].metrics:
-            values = [member.metrics.get(metric) for member in members]
-            numbers = [value for value in values if value is not None]
-            means[metric] = mean(numbers) if len(numbers) == len(values) else None
-            if means[metric] is not None:
-                spread[metric] = stdev(numbers)
-        first = {each.name: getattr(members[0], each.name) for each in fields(EvaluationResult)}
-        first |= {"run": f"{name} ({len(members)} seeds)", "metrics": means}
-        averaged.append(SeedAverage(**first, spread=spread, seeds=len(members)))
-    return averaged
-
-
 def _run_name(run_dir: Path, searched: Path) -> str:
     """What tells a run from the others found: its path below the searched directory."""
     return run_dir.name if run_dir in (searched, searched.parent) else run_dir.relative_to(searched).as_posix()
-
-
-def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text") -> str:
-    """Makes one table, with figures in percent.
-
-    A line below the table (a column in CSV) says how classes without ground truth were treated. Markdown and LaTeX set
-    the best figures of each dataset in bold when there is more than one to choose from.
-
-    Args:
-        results: The rows, in order.
-        style: `text`, `markdown`, `csv` or `latex`.
-
-    Returns:
-        The table, ending with a line break.
-
-    Raises:
-        InputError: If the style is unknown.
-    """
-    if style not in get_args(TableStyle):
-        raise InputError(f"unknown table format '{style}': choose one of {', '.join(get_args(TableStyle))}.")
-    several_stages = len({result.stage for result in results}) > 1
-    conventions = sorted({result.absent_classes for result in results})
-    # Rows that were averaged differently must not look alike.
-    show_convention = style == "csv" or len(conventions) > 1
-    labels: dict[str, Callable[[EvaluationResult], str]] = {
-        **({"run": lambda result: result.run} if any(result.run for result in results) else {}),
-        "method": lambda result: result.method,
-        "dataset": lambda result: result.dataset,
-        **({"stage": lambda result: result.stage} if several_stages else {}),
-        **({"absent classes": lambda result: result.absent_classes} if show_convention else {}),
-        "images": lambda result: str(result.images),
-    }
-    figures = [name for name in _FIGURES if name not in _OPTIONAL or any(name in each.metrics for each in results)]
-    header = [*labels, *(_FIGURES[name] for name in figures)]
-    rows = [
-        [*(label(result) for label in labels.values()), *(_figure(result, name) for name in figures)]
-        for result in results
-    ]
-    if style == "csv":
-        return _csv(header, rows)
-    notes = [_CONVENTIONS.get(name, name) for name in conventions]
-    if style == "text":
-        return _text(header, rows, len(labels) - 1, notes)
-    best = _best(results, rows, len(labels))
-    if style == "markdown":
-        return _markdown(header, rows, best, len(labels) - 1, notes)
-    return _latex(header, rows, best, len(labels) - 1, notes)
 
 
 def draw_per_class_chart(results: Sequence[EvaluationResult], path: Path) -> None:
@@ -251,105 +137,6 @@ def draw_per_class_chart(results: Sequence[EvaluationResult], path: Path) -> Non
     figure.legend(handles.values(), handles, loc="upper center", ncols=len(handles), frameon=False, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="png")
-
-
-# ---- table styles
-
-
-def _percent(value: float | None) -> str:
-    return _UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f}"
-
-
-def _figure(result: EvaluationResult, name: str) -> str:
-    text = _percent(result.metrics.get(name))
-    if isinstance(result, SeedAverage) and name in result.spread:
-        text += f" ± {100 * result.spread[name]:.1f}"
-    return text
-
-
-def _best(results: Sequence[EvaluationResult], rows: Sequence[Sequence[str]], first: int) -> set[tuple[int, int]]:
-    """Cells (row, column) that hold the highest figure of their dataset, as printed; ties all count."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for index, result in enumerate(results):
-        groups.setdefault((result.dataset, result.stage), []).append(index)
-    best = set()
-    for members in groups.values():
-        for column in range(first, len(rows[0])):
-            cells = {index: rows[index][column] for index in members if rows[index][column] != _UNDEFINED}
-            values = {index: float(cell.split()[0]) for index, cell in cells.items()}
-            if len(values) > 1:
-                best |= {(index, column) for index, value in values.items() if value == max(values.values())}
-    return best
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([header, *rows])
-    return buffer.getvalue()
-
-
-def _aligned(rows: Sequence[Sequence[str]], first_number: int) -> list[list[str]]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        [
-            cell.rjust(width) if index >= first_number else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in rows
-    ]
-
-
-def _text(header: list[str], rows: list[list[str]], first_number: int, notes: list[str]) -> str:
-    head, *body = ("  ".join(row).rstrip() for row in _aligned([header, *rows], first_number))
-    rule = "-" * max(map(len, (head, *body)))
-    return "\n".join([head, rule, *body, "", "Percent. " + " ".join(notes)]) + "\n"
-
-
-def _markdown(
-    header: list[str], rows: list[list[str]], best: set[tuple[int, int]], first_number: int, notes: list[str]
-) -> str:
-    marked = [
-        [f"**{cell}**" if (index, column) in best else cell.replace("|", "\\|") for column, cell in enumerate(row)]
-        for index, row in enumerate(rows)
-    ]
-    head, *body = ("| " + " | ".join(row) + " |" for row in _aligned([header, *marked], first_number))
-    rule = "|" + "|".join("---:" if index >= first_number else "---" for index in range(len(header))) + "|"
-    return "\n".join([head, rule, *body, "", "Percent. " + " ".join(notes)]) + "\n"
-
-
-def _latex(
-    header: list[str], rows: list[list[str]], best: set[tuple[int, int]], first_number: int, notes: list[str]
-) -> str:
-    def cell(index: int, column: int, text: str) -> str:
-        text = "--" if text == _UNDEFINED else "".join(_LATEX.get(letter, letter) for letter in text)
-        return rf"\textbf{{{text}}}" if (index, column) in best else text
-
-    lines = [" & ".join(cell(index, column, text) for column, text in enumerate(row)) for index, row in enumerate(rows)]
-    columns = "l" * first_number + "r" * (len(header) - first_number)
-    return (
-        "\n".join(
-            [
-                f"% Percent. {' '.join(notes)}",
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\toprule",
-                " & ".join(header) + r" \\",
-                r"\midrule",
-                *(line + r" \\" for line in lines),
-                r"\bottomrule",
-                r"\end{tabular}",
-            ]
-        )
-        + "\n"
-    )
-
-
-_LATEX = {
-    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-}
 
 
 # ---- chart
@@ -415,7 +202,9 @@ def _draw_panel(axes: Any, result: EvaluationResult, classes: list[ClassResult],
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color("#d1d5db")
-    figures = ", ".join(f"{_FIGURES[name]} {_percent(result.metrics.get(name))}" for name in list(_FIGURES)[1:])
+    figures = ", ".join(
+        f"{FIGURES[name]} {percent(result.metrics.get(name))}" for name in ("mIoU", "mIoU_seen", "mIoU_unseen", "hIoU")
+    )
     above = {"xy": (0, 1), "xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
     axes.annotate(f"{result.method} on {result.dataset}{part}", xytext=(0, 24), fontsize=10, weight="bold", **above)
     axes.annotate(f"{result.run}\n{figures}", xytext=(0, 3), fontsize=7, color="#4b5563", **above)

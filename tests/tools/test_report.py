@@ -11,8 +11,9 @@ from PIL import Image
 from ovsl.cli import main
 from ovsl.errors import InputError
 from ovsl.metrics.results import ClassResult, EvaluationResult
+from ovsl.metrics.tables import average_over_seeds, format_table
 from ovsl.tools import report as report_module
-from ovsl.tools.report import average_over_seeds, collect, draw_per_class_chart, format_table, report
+from ovsl.tools.report import collect, draw_per_class_chart, report
 
 PER_CLASS = (
     ClassResult("sky", True, 0.9, 0.95, 1000),

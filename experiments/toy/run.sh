@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Every method on the toy world, three seeds each, then one table of mean and standard deviation.
+#   experiments/toy/run.sh [FOLDER OF THE RUNS]      from the root of the repository
+# METHODS, SEEDS ("0 1 2"), STEPS (600) and OVSL (ovsl) can be set. What is finished is not run again.
+set -euo pipefail
+runs=${1:-runs/toy}
+ovsl=${OVSL:-ovsl}
+toy="-c configs/data/toy.yaml -c configs/trainer/cpu.yaml"
+if [ ! -f "$runs/maskclip/results/test-toy.json" ]; then
+  $ovsl test -c configs/methods/maskclip.yaml $toy --run_dir "$runs/maskclip"
+fi
+for seed in ${SEEDS:-0 1 2}; do
+  for method in ${METHODS:-patch_text zegclip san fc_clip}; do
+    run=$runs/$method-seed$seed
+    [ -f "$run/results/test-toy.json" ] && continue
+    echo "== $method, seed $seed"
+    $ovsl fit -c configs/methods/$method.yaml $toy --seed_everything "$seed" --data.seed "$seed" \
+      --run_dir "$run" --trainer.max_steps "${STEPS:-600}" --trainer.limit_val_batches 0
+    $ovsl test -c "$run/config.yaml" --run_dir "$run"
+  done
+done
+$ovsl report "$runs" --stage test --average_seeds true --format markdown --output docs/toy_table.md
+cat docs/toy_table.md

@@ -25,7 +25,7 @@ demo: setup ## train on the seen classes of the toy world, test on all of them, 
 	@echo "== 1/4 train the patch-text baseline on the seen classes of the toy world"
 	$(BIN)/ovsl fit -c configs/methods/patch_text.yaml $(TOY) --run_dir $(DEMO)/patch_text
 	@echo "== 2/4 test it on all classes"
-	$(BIN)/ovsl test -c $(DEMO)/patch_text/config.yaml --run_dir $(DEMO)/patch_text
+	$(BIN)/ovsl test -c $(DEMO)/patch_text/config.yaml
 	@echo "== 3/4 test MaskCLIP, which trains nothing"
 	$(BIN)/ovsl test -c configs/methods/maskclip.yaml $(TOY) --run_dir $(DEMO)/maskclip
 	@echo "== 4/4 one table of both"
@@ -35,7 +35,7 @@ demo: setup ## train on the seen classes of the toy world, test on all of them, 
 	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(DEMO)"
 
 test: setup ## the test suite (without the slow ones)
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(PYTEST)
+	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" $(PYTEST)
 
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)

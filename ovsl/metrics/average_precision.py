@@ -1,6 +1,7 @@
 """Mask average precision over classes, seen and unseen."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,9 +116,17 @@ class MaskAveragePrecision(Metric):
             counted.append(torch.bincount(kept, minlength=self.num_classes))
         matched = torch.stack(codes, dim=1).flatten(1).to(labels.device)
         self.detections.append(torch.cat([labels[:, None], matched], dim=1).to(torch.int32))
-        self.scores.append(scores.double() if scores.device.type != "mps" else scores)
+        self.scores.append(scores.double())
         self.truths = self.truths + torch.stack(counted)
         self.images = self.images + 1
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """See `Metric.sync`; a process without an image contributes no detection, but takes part."""
+        if not self.detections:
+            width = 1 + len(AREAS) * len(THRESHOLDS)
+            self.detections.append(torch.zeros(0, width, dtype=torch.int32, device=self.device))
+            self.scores.append(torch.zeros(0, dtype=torch.float64, device=self.device))
+        super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """Builds the precision curves.

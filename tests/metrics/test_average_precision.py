@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from ovsl.errors import InputError
@@ -110,6 +111,28 @@ def test_the_order_of_images_does_not_matter_even_with_equal_scores() -> None:
     forward, backward = measure(images), measure(images[::-1])
     for name in MaskAveragePrecision.scalars:
         assert forward[name].item() == pytest.approx(backward[name].item(), abs=0, rel=0, nan_ok=True)
+
+
+def _measure_part(rank: int, port: int, results: "multiprocessing.SimpleQueue[dict[str, float]]") -> None:
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=3, rank=rank)
+    # The last process gets no image at all.
+    values = measure([image(i) for i in range(5)][rank::2] if rank < 2 else [])
+    results.put({name: values[name].item() for name in ("AP", "AP50", "AP_small", "images")})
+    torch.distributed.destroy_process_group()
+
+
+def test_several_processes_give_the_same_to_the_last_bit() -> None:
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    processes = [context.Process(target=_measure_part, args=(rank, 29643, results)) for rank in range(3)]
+    for process in processes:
+        process.start()
+    found = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    expected = measure([image(i) for i in range(5)])
+    assert all(values == {name: expected[name].item() for name in values} for values in found)
+    assert found[0]["images"] == 5
 
 
 def test_a_class_without_a_detection_counts_as_zero_and_one_without_truth_not_at_all() -> None:

@@ -40,7 +40,7 @@ class Backbone(nn.Module):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise InputError(f"timm has no backbone {name!r}; similar: {close}.")
         try:
-            model = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+            model: Any = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
             if len(set(model.feature_info.reduction())) == 1:
                 depth = len(model.model.blocks)
                 indices = tuple(depth * part // 4 - 1 for part in (1, 2, 3, 4))
@@ -58,15 +58,12 @@ class Backbone(nn.Module):
         missing = [] if self.is_plain else [stride for stride in REDUCTIONS if stride not in reductions]
         if missing:
             raise InputError(
-                f"The backbone {name!r} has maps at strides {reductions}, none at {missing[0]}; choose one with maps at "
-                "4, 8, 16 and 32."
+                f"The backbone {name!r} has maps at strides {reductions}, none at {missing[0]}; choose one with maps "
+                "at 4, 8, 16 and 32."
             )
         # The last map of a stride is the deepest.
-        self._indices = (
-            tuple(range(4))
-            if self.is_plain
-            else tuple(len(reductions) - 1 - reductions[::-1].index(s) for s in REDUCTIONS)
-        )
+        deepest = {stride: index for index, stride in enumerate(reductions)}
+        self._indices = (0, 1, 2, 3) if self.is_plain else tuple(deepest[stride] for stride in REDUCTIONS)
         self._channels_last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
         self.channels = tuple(model.feature_info.channels()[index] for index in self._indices)
         published = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg

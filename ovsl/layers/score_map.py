@@ -20,6 +20,7 @@ def score_map(features: Tensor, text: Tensor) -> Tensor:
         ``(B, K, h, w)`` in -1..1.
     """
     with full_precision(features.device):
-        cells = functional.normalize(features.float(), dim=1)
-        words = functional.normalize(text.float(), dim=-1).expand(len(cells), -1, -1)
+        dtype = torch.promote_types(features.dtype, torch.float32)
+        cells = functional.normalize(features.to(dtype), dim=1)
+        words = functional.normalize(text.to(dtype), dim=-1).expand(len(cells), -1, -1)
         return torch.einsum("bdhw,bkd->bkhw", cells, words)

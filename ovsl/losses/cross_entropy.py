@@ -20,6 +20,6 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, avera
         average: ``labelled`` divides by the number of labelled pixels, ``all`` by that of all pixels (the rule of
             MMSegmentation up to 0.x, in which DenseCLIP was published).
     """
-    total = functional.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+    total = functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
     count = labels.numel() if average == "all" else (labels != ignore_index).sum().clamp(min=1)
     return total / count

@@ -1,6 +1,7 @@
 """The methods: one folder and one line here for each."""
 
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.clip_lightweight import CLIPLightweight
 from ovsl.methods.denseclip import DenseCLIP
 from ovsl.methods.fc_clip import FCCLIP
 from ovsl.methods.lseg import LSeg
@@ -9,4 +10,4 @@ from ovsl.methods.patch_text import PatchText
 from ovsl.methods.san import SAN
 from ovsl.methods.zegclip import ZegCLIP
 
-__all__ = ["FCCLIP", "SAN", "DenseCLIP", "LSeg", "MaskCLIP", "PatchText", "SegmentationModule", "ZegCLIP"]
+__all__ = ["FCCLIP", "SAN", "CLIPLightweight", "DenseCLIP", "LSeg", "MaskCLIP", "PatchText", "SegmentationModule", "ZegCLIP"]

@@ -162,7 +162,7 @@ class DenseCLIP(SegmentationModule):
             raise InputError("open_vocabulary predicts with the score map, which needs language_guidance: true.")
         dim = self.clip.embedding_dimension
         # The image tower trains: it moves to the network, and what stays in the CLIP is what is frozen.
-        visual = self.clip.model.visual
+        visual: Any = self.clip.model.visual
         del self.clip.model.visual
         visual.requires_grad_().train()
         encoder: ResNetEncoder | ViTEncoder | BackboneEncoder
@@ -255,8 +255,8 @@ class DenseCLIP(SegmentationModule):
 
     def _wrong_vocabulary(self, what: str) -> str:
         return (
-            f"The head of this DenseCLIP knows {self.network.num_classes} classes and was asked for {what}; evaluate on "
-            "the training vocabulary, or set model.open_vocabulary: true to predict with the score map."
+            f"The head of this DenseCLIP knows {self.network.num_classes} classes and was asked for {what}; evaluate "
+            "on the training vocabulary, or set model.open_vocabulary: true to predict with the score map."
         )
 
     # Training ------------------------------------------------------------------------------------------------------

@@ -258,7 +258,9 @@ class DenseCLIPNetwork(nn.Module):
 
     def prompt(self, encoded: Encoded, text: Tensor) -> Tensor:
         """Texts ``(K, D)`` adapted to each image, ``(B, K, D)``: post-model prompting (eq. 5)."""
-        assert encoded.image is not None and encoded.cells is not None and self.context_decoder is not None
+        assert encoded.image is not None
+        assert encoded.cells is not None
+        assert self.context_decoder is not None
         visual = torch.cat([encoded.image.unsqueeze(1), encoded.cells.flatten(2).transpose(1, 2)], dim=1)
         text = text.expand(len(visual), -1, -1)
         return text + self.gamma * self.context_decoder(text, visual)
@@ -274,7 +276,8 @@ class DenseCLIPNetwork(nn.Module):
         encoded: Encoded = self.encoder(images)
         levels, scores = list(encoded.levels), None
         if self.context_decoder is not None:
-            assert text is not None and encoded.cells is not None
+            assert text is not None
+            assert encoded.cells is not None
             text = self.prompt(encoded, text)
             scores = score_map(encoded.cells, text)
             level = self.encoder.score_level

@@ -196,7 +196,7 @@ def build_encoder(
     """The image encoder of a timm model; see :class:`LSeg`."""
     if not timm.is_model(name):
         raise InputError(f"timm has no backbone {name!r}; LSeg was published with vit_large_patch16_384.")
-    model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     if all(hasattr(model, part) for part in ("conv1", "layer1", "layer4")):
         return ResNetPyramid(model)
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", (0,))[0]

@@ -1,0 +1,180 @@
+"""CLIP-lightweight as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from ovsl.clip import TextEmbeddings
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
+from ovsl.inference.multi_scale import MultiScale, label_maps_of_views
+from ovsl.layers.backbone import Backbone
+from ovsl.layers.image_normalization import ImageNormalization
+from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.clip_lightweight.network import (
+    Bridge,
+    CLIPLightweightNetwork,
+    ContextFusion,
+    LightweightOutput,
+    TwoWayFusion,
+)
+from ovsl.methods.schedules import PolynomialSchedule, Schedule
+from ovsl.vocabulary import Vocabulary
+
+
+class CLIPLightweight(SegmentationModule):
+    """Language-guided segmentation on light backbones: a CNN and a text transformer with a two-way bridge.
+
+    Jin, Yang: *CLIP for Lightweight Semantic Segmentation*, PRCV 2023, https://arxiv.org/abs/2310.07394. Only the
+    abstract was at hand: a fusion module, in which a CNN processes the image's features and a transformer the text
+    embeddings in parallel while a bridge exchanges information both ways, makes any backbone fit for language guidance.
+    The module here is a Mobile-Former block whose tokens are the class texts; widths, losses and schedule follow
+    DenseCLIP. No figure of the paper is claimed.
+
+    Class tokens see each other and the image sees all of them, so the scores of a class change when others are added to
+    the vocabulary.
+
+    The same class holds what the paper compares with, on the same backbone, decoder and schedule:
+
+    - plain Semantic FPN, no language: ``fusion: none``, ``decoder: fpn_concat``;
+    - LSeg's principle, pixels matched with fixed texts: ``fusion: none``, ``decoder: text_match``;
+    - DenseCLIP's principle, attention pool and context decoder: ``fusion: context``;
+    - the bridge taken apart: ``bridge: none``, ``v2t`` or ``t2v``.
+
+    Args:
+        clip: The CLIP whose text tower embeds the classes; its image tower is not used.
+        backbone: timm model with maps at strides 4, 8, 16 and 32, or a plain vision transformer.
+        backbone_pretrained: Load timm's weights.
+        backbone_options: More arguments of ``timm.create_model``, such as ``img_size``.
+        fusion: ``two_way``, ``context`` (DenseCLIP's) or ``none``.
+        bridge: Ways of the bridge: ``both``, ``v2t`` (vision to text), ``t2v`` (text to vision), ``none``.
+        decoder: ``text_match`` matches every pixel with the texts, for any vocabulary; ``fpn_concat`` appends the score
+            map to the pyramid and classifies a closed set.
+        num_classes: Classes of the closed set, for ``fpn_concat``.
+        width: Channels of the fusion's CNN.
+        token_width: Width of its transformer.
+        heads: Heads of all its attentions.
+        depth: Its blocks.
+        expand: Expansion of its CNN.
+        ffn_ratio: Expansion of its feed-forward networks.
+        gamma: Initial weight of what the image adds to the texts.
+        position_grid: Side of the position grid of ``fusion: context``.
+        fpn_width: Channels of the pyramid.
+        head_width: Channels of the head.
+        temperature: Divisor of cosines.
+        score_weight: Weight of the loss on the score map.
+        average: Losses are divided by the number of ``labelled`` pixels, or, as in DenseCLIP, of ``all``.
+        backbone_rate: Factor of the backbone's learning rate; None for 0.1 with pretrained weights, 1 without.
+        inference: Windows, on images whose short side is 512.
+        optimizer: Biases, norms and gamma go without decay.
+        schedule: DenseCLIP's.
+        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        backbone: str = "mobilenetv2_100",
+        backbone_pretrained: bool = False,
+        backbone_options: dict[str, Any] | None = None,
+        fusion: Literal["two_way", "context", "none"] = "two_way",
+        bridge: Bridge = "both",
+        decoder: Literal["text_match", "fpn_concat"] = "text_match",
+        num_classes: int | None = None,
+        width: int = 256,
+        token_width: int = 256,
+        heads: int = 4,
+        depth: int = 2,
+        expand: int = 2,
+        ffn_ratio: int = 2,
+        gamma: float = 0.1,
+        position_grid: int = 16,
+        fpn_width: int = 128,
+        head_width: int = 128,
+        temperature: float = 0.07,
+        score_weight: float = 0.4,
+        average: Average = "labelled",
+        backbone_rate: float | None = None,
+        inference: Inference = SlidingWindow(crop_size=512, stride=341),  # noqa: B008 - never mutated
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4),
+        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),  # noqa: B008
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(clip=clip, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs)
+        if (decoder == "fpn_concat") != (num_classes is not None):
+            raise InputError(
+                "model.num_classes is for model.decoder: fpn_concat, and needed there; set both or neither."
+            )
+        # The image tower of the CLIP is not used.
+        del self.clip.model.visual
+        dim = self.clip.embedding_dimension
+        pyramid = Backbone(backbone, backbone_pretrained, backbone_options)
+        channels = pyramid.channels[-1]
+        module: TwoWayFusion | ContextFusion | None = None
+        if fusion == "two_way":
+            module = TwoWayFusion(channels, dim, width, token_width, heads, depth, expand, ffn_ratio, bridge, gamma)
+        elif fusion == "context":
+            module = ContextFusion(channels, dim, position_grid)
+        self.normalize = ImageNormalization(pyramid.mean, pyramid.std)
+        self.network = CLIPLightweightNetwork(pyramid, dim, module, num_classes, fpn_width, head_width, temperature)
+        self.score_weight = score_weight
+        self.average: Average = average
+        self.backbone_rate = (0.1 if backbone_pretrained else 1.0) if backbone_rate is None else backbone_rate
+
+    def run_network(self, images: Tensor, text: TextEmbeddings) -> LightweightOutput:
+        """Images uint8 ``(B, 3, H, W)`` -> logits, score map and texts."""
+        return self.network(self.normalize(images), text.vectors)
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Class logits; see :meth:`SegmentationModule.forward`."""
+        return DensePrediction(text.per_class(self.run_network(images, text).logits.float()))
+
+    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
+        """See :meth:`SegmentationModule.label_maps`; a closed set's decoder serves only its own classes."""
+        trained, closed = self.training_vocabulary, self.network.num_classes is not None
+        if closed and trained is not None and vocabulary.classes != trained.subset(self.seen_classes).classes:
+            raise InputError(
+                f"This decoder was trained on the {self.network.num_classes} seen classes of {trained.name!r} and "
+                f"cannot name those of {vocabulary.name!r}; evaluate on these classes, or train with decoder: text_match."
+            )
+        if not isinstance(self.inference, MultiScale):
+            return super().label_maps(batch, vocabulary)
+        text = self.text_classifier(vocabulary)
+        return label_maps_of_views(lambda images: self(images, text), batch, self.inference)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the logits and of the score map; see :meth:`SegmentationModule.losses`."""
+        ignore_index = self._require_training_vocabulary().ignore_index
+        labels, text = self.training_targets(batch["semantic"]), self.training_text()
+        return self.losses_of(self.run_network(batch["image"], text), text, labels, ignore_index)
+
+    def losses_of(
+        self, output: LightweightOutput, text: TextEmbeddings, labels: Tensor, ignore_index: int
+    ) -> dict[str, Tensor]:
+        """Weighted losses of what the network gave, against labels ``(B, H, W)``."""
+        size = (labels.shape[1], labels.shape[2])
+        logits = resize(text.per_class(output.logits), size)
+        losses = {"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index, self.average)}
+        if output.score_map is not None:
+            scores = resize(text.per_class(output.score_map) / self.network.temperature, size)
+            losses["score_map"] = self.score_weight * pixel_cross_entropy(scores, labels, ignore_index, self.average)
+        if self._trainer is not None and isinstance(self.network.fusion, TwoWayFusion):
+            # Near zero, the image would not reach the texts.
+            self.log("train/gamma", self.network.fusion.gamma.detach().abs().mean(), batch_size=len(labels))
+        return losses
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """Backbone and the rest, each with and without decay: none on norms, biases and gamma."""
+        base = float(self.optimizer([torch.zeros(1)]).param_groups[0]["lr"])
+        backbone = {id(parameter) for parameter in self.network.backbone.parameters()}
+        for part, rate in (("backbone", base * self.backbone_rate), ("rest", base)):
+            members = [p for p in self.network.parameters() if (id(p) in backbone) == (part == "backbone")]
+            yield {"params": [p for p in members if p.ndim > 1], "lr": rate, "name": part}
+            bare = [p for p in members if p.ndim <= 1]
+            yield {"params": bare, "lr": rate, "weight_decay": 0.0, "name": f"{part}_no_decay"}

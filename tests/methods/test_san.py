@@ -136,6 +136,15 @@ def test_padding_is_cut_from_the_labels(module):
     assert torch.equal(labels, whole[:, :50, :71])
 
 
+def test_the_network_compiles_as_one_graph(module):
+    module.eval()
+    compiled = torch.compile(module.network, backend="eager", fullgraph=True)
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        ours, plain = compiled(module.clip.visual, images), module.network(module.clip.visual, images)
+    assert torch.equal(ours[0].mask_embeddings, plain[0].mask_embeddings)
+
+
 def test_two_groups_of_which_one_does_not_decay(module):
     names = {id(p): name for name, p in module.named_parameters()}
     decayed, free = ({names[id(p)] for p in group["params"]} for group in module.parameter_groups())

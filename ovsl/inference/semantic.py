@@ -87,14 +87,7 @@ def semantic_labels(
     """
     size = (images.shape[-2], images.shape[-1])
     if isinstance(inference, WholeImage):
-        prediction = predict(images)
-        if isinstance(prediction, MaskPrediction) and inference.resize_masks_first:
-            return _labels_from_masks(prediction, size, original_size, class_chunk_size)
-        return _running_argmax(
-            lambda classes: resize(prediction.semantic_scores(size, classes), original_size),
-            prediction.num_classes,
-            class_chunk_size,
-        )
+        return whole_image_labels(predict(images), size, original_size, inference.resize_masks_first, class_chunk_size)
     if not isinstance(inference, SlidingWindow):
         raise TypeError(f"Unknown inference {type(inference).__name__}.")
     windows = inference.windows(*size)
@@ -103,6 +96,34 @@ def semantic_labels(
     return _running_argmax(
         lambda classes: resize(average_windows(predictions, windows, size, classes), original_size),
         predictions[0].num_classes,
+        class_chunk_size,
+    )
+
+
+def whole_image_labels(
+    prediction: Prediction,
+    size: tuple[int, int],
+    original_size: tuple[int, int],
+    resize_masks_first: bool = True,
+    class_chunk_size: int = 32,
+) -> Tensor:
+    """Label maps of a prediction for whole images.
+
+    Args:
+        prediction: Of B images of one size.
+        size: ``(H, W)`` of the images that the network saw, without padding.
+        original_size: Size ``(H0, W0)`` at which labels are wanted.
+        resize_masks_first: See :class:`WholeImage`.
+        class_chunk_size: Classes held at full resolution at a time.
+
+    Returns:
+        int64 ``(B, H0, W0)``, values 0..C-1.
+    """
+    if isinstance(prediction, MaskPrediction) and resize_masks_first:
+        return _labels_from_masks(prediction, size, original_size, class_chunk_size)
+    return _running_argmax(
+        lambda classes: resize(prediction.semantic_scores(size, classes), original_size),
+        prediction.num_classes,
         class_chunk_size,
     )
 

@@ -48,6 +48,31 @@ class MaskTargets:
         image, labels = present.nonzero(as_tuple=True)
         return cls(labels, semantic[image] == labels[:, None, None], tuple(present.sum(1).tolist()))
 
+    @classmethod
+    def from_segments(cls, segment_ids: Tensor, classes: Sequence[Tensor]) -> MaskTargets:
+        """One mask for each segment, an empty one where no pixel is left of it.
+
+        Args:
+            segment_ids: Integers ``(B, H, W)``: 0 where there is no segment, else 1..N of the image.
+            classes: For each image the class of its segments, int64 ``(N,)``.
+        """
+        counts = torch.tensor([len(image) for image in classes], device=segment_ids.device)
+        first, total = counts.cumsum(0) - counts, sum(len(image) for image in classes)
+        # Every pixel marks the mask it belongs to; those of no segment mark one more, which is cut off.
+        place = torch.where(segment_ids > 0, segment_ids + (first - 1)[:, None, None], total)
+        masks = torch.zeros(total + 1, *segment_ids.shape[1:], dtype=torch.bool, device=segment_ids.device)
+        masks.scatter_(0, place, True)
+        return cls(torch.cat(list(classes)), masks[:total], tuple(len(image) for image in classes))
+
+    def select(self, keep: Tensor) -> MaskTargets:
+        """Only some masks.
+
+        Args:
+            keep: bool ``(N,)``.
+        """
+        counts = torch.bincount(self.slots[0][keep], minlength=len(self.counts))
+        return MaskTargets(self.labels[keep], self.masks[keep], tuple(counts.tolist()))
+
     @property
     def slots(self) -> tuple[Tensor, Tensor]:
         """Image of each mask and its rank within the image, both int64 ``(N,)``."""

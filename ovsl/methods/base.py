@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,17 @@ from torch import Tensor, nn
 
 from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings, build_clip
 from ovsl.errors import InputError
-from ovsl.inference import Inference, Prediction, WholeImage, semantic_labels
+from ovsl.inference import Inference, Prediction, Segmentation, WholeImage, segment
+from ovsl.losses import MaskTargets
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.metrics import AbsentClasses, EvaluationResult, OpenVocabularyIoU
+from ovsl.metrics.average_precision import MaskAveragePrecision
+from ovsl.metrics.panoptic import PanopticQuality
 from ovsl.vocabulary import Vocabulary
 
 Batch = dict[str, Any]
-"""``image`` uint8, ``semantic`` int64, ``id`` and, in evaluation, ``original_size``; see :mod:`ovsl.data`."""
+"""``image`` uint8, ``semantic`` int64, ``id``, in evaluation ``original_size``, and from panoptic data ``segment_ids``,
+``segment_classes`` and ``segment_crowd``; see :class:`ovsl.data.SegmentationDataModule`."""
 
 
 @dataclass
@@ -65,6 +71,9 @@ class SegmentationModule(LightningModule):
     trainable = True
     """Whether the method has anything to train; False for training-free ones."""
 
+    predicts_masks = False
+    """Whether :meth:`forward` returns a :class:`~ovsl.inference.MaskPrediction`, which panoptic quality needs."""
+
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated, and the command line shows its fields
@@ -90,6 +99,7 @@ class SegmentationModule(LightningModule):
         self.evaluation_results: list[EvaluationResult] = []
         self.settings: dict[str, Any] | None = None
         self._metrics = nn.ModuleList()
+        self._segment_metrics: list[list[Any]] = []
         self.evaluation_vocabularies: list[Vocabulary] = []
         self._training_lookup: Tensor | None = None
         self._loaded_step = 0
@@ -151,6 +161,24 @@ class SegmentationModule(LightningModule):
             self._training_lookup = lookup.to(semantic.device)
         return self._training_lookup[semantic]
 
+    def mask_targets(self, batch: Batch, keep_empty: bool = False) -> MaskTargets:
+        """Target masks of a training batch, labels in the order of :attr:`seen_classes`; none of unseen classes.
+
+        One mask for each segment where the data has panoptic maps, else one for each class that an image holds.
+
+        Args:
+            batch: As for :meth:`losses`.
+            keep_empty: Whether segments that the crop cut away stay as labels without a pixel.
+        """
+        if "segment_ids" not in batch:
+            return MaskTargets.from_semantic(self.training_targets(batch["semantic"]), len(self.seen_classes))
+        targets = MaskTargets.from_segments(batch["segment_ids"], batch["segment_classes"])
+        labels = self.training_targets(targets.labels)
+        keep = labels != self._require_training_vocabulary().ignore_index
+        if not keep_empty:
+            keep &= targets.masks.flatten(1).any(dim=1)
+        return replace(targets, labels=labels).select(keep)
+
     def _require_training_vocabulary(self) -> Vocabulary:
         if self.training_vocabulary is None:
             raise InputError("The data has no training vocabulary; set `data.vocabulary` to the training set's.")
@@ -181,6 +209,10 @@ class SegmentationModule(LightningModule):
         self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=batch_size)
         return total
 
+    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Text embeddings of the classes to choose from."""
+        return self.text_classifier(vocabulary)
+
     def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
         """Label maps of an evaluation batch at the original size of each image.
 
@@ -191,16 +223,28 @@ class SegmentationModule(LightningModule):
         Returns:
             int64 ``(H0, W0)`` for each image.
         """
-        text = self.text_classifier(vocabulary)
+        return [found.labels for found in self.segmentations(batch, vocabulary)]
+
+    def segmentations(
+        self, batch: Batch, vocabulary: Vocabulary, things: Sequence[bool] | None = None
+    ) -> list[Segmentation]:
+        """Everything that one pass of the network says about an evaluation batch, at the original sizes.
+
+        Args:
+            batch: See :meth:`label_maps`.
+            vocabulary: The classes to choose from.
+            things: For each class whether it is countable; None asks for label maps only.
+        """
+        text = self.evaluation_text(vocabulary)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, (image, original) in enumerate(zip(batch["image"], batch["original_size"], strict=True)):
             groups.setdefault((tuple(image.shape), tuple(original)), []).append(index)
-        maps: dict[int, Tensor] = {}
+        found: dict[int, Segmentation] = {}
         for (_, original), members in groups.items():
             images = torch.stack([batch["image"][index] for index in members])
-            labels = semantic_labels(lambda crops: self(crops, text), images, original, self.inference)
-            maps.update(zip(members, labels, strict=True))
-        return [maps[index] for index in range(len(batch["image"]))]
+            segmentations = segment(lambda crops: self(crops, text), images, original, self.inference, things)
+            found.update(zip(members, segmentations, strict=True))
+        return [found[index] for index in range(len(batch["image"]))]
 
     @property
     def trained_steps(self) -> int:
@@ -208,9 +252,9 @@ class SegmentationModule(LightningModule):
         return max(self.global_step, self._loaded_step)
 
     def _start_evaluation(self) -> None:
-        """Make one metric for each evaluation dataset, its seen classes decided by what this model trained on."""
+        """Make the metrics of each evaluation dataset, its seen classes decided by what this model trained on."""
         self.evaluation_vocabularies = []
-        self._metrics = nn.ModuleList()
+        self._metrics, self._segment_metrics = nn.ModuleList(), []
         for vocabulary in self.trainer.datamodule.evaluation_vocabularies.values():  # type: ignore[attr-defined]
             # An explicit split of the evaluation set stands, as in the fully supervised rows of zero-shot tables.
             if vocabulary.seen is None and self.training_vocabulary is not None:
@@ -218,18 +262,45 @@ class SegmentationModule(LightningModule):
             self.evaluation_vocabularies.append(vocabulary)
             metric = OpenVocabularyIoU(len(vocabulary), vocabulary.seen, vocabulary.ignore_index, self.absent_classes)
             self._metrics.append(metric.to(self.device))
+            # On every process alike, also on one that gets no image: `compute` is called by all of them together.
+            of_segments: list[Any] = []
+            if self.predicts_masks and vocabulary.things is not None:
+                of_segments.append(PanopticQuality(len(vocabulary), vocabulary.things, vocabulary.seen))
+                of_segments.append(MaskAveragePrecision(len(vocabulary), vocabulary.seen))
+            self._segment_metrics.append([of_segment.to(self.device) for of_segment in of_segments])
 
     def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> list[Tensor]:
-        labels = self.label_maps(batch, self.evaluation_vocabularies[dataloader_idx])
+        vocabulary = self.evaluation_vocabularies[dataloader_idx]
+        if self.predicts_masks and "segment_ids" in batch:
+            found = self.segmentations(batch, vocabulary, vocabulary.things)
+            self._count_segments(found, batch, dataloader_idx)
+            labels = [segmentation.labels for segmentation in found]
+        else:
+            labels = self.label_maps(batch, vocabulary)
         metric: Any = self._metrics[dataloader_idx]
         for prediction, target in zip(labels, batch["semantic"], strict=True):
             metric.update(prediction, target)
         return labels
 
+    def _count_segments(self, found: list[Segmentation], batch: Batch, dataloader_idx: int) -> None:
+        quality, precision = self._segment_metrics[dataloader_idx]
+        is_thing = torch.tensor(self.evaluation_vocabularies[dataloader_idx].things, device=self.device)
+        truth = (batch["segment_ids"], batch["segment_classes"], batch["segment_crowd"])
+        for segmentation, ids, classes, crowd in zip(found, *truth, strict=True):
+            panoptic, instances = segmentation.panoptic, segmentation.instances
+            if panoptic is None or instances is None:
+                continue
+            quality.update(panoptic.segment_ids, panoptic.classes, ids, classes, crowd)
+            things = is_thing[classes].nonzero().flatten()
+            masks = ids == things[:, None, None] + 1
+            precision.update(instances.scores, instances.labels, instances.masks, classes[things], masks, crowd[things])
+
     def _finish_evaluation(self, stage: str) -> None:
         datasets = self.trainer.datamodule.evaluation_vocabularies  # type: ignore[attr-defined]
         self.evaluation_results = []
-        for name, vocabulary, metric in zip(datasets, self.evaluation_vocabularies, self._metrics, strict=True):
+        for name, vocabulary, metric, of_segments in zip(
+            datasets, self.evaluation_vocabularies, self._metrics, self._segment_metrics, strict=True
+        ):
             result = metric.result(  # type: ignore[operator]
                 run=Path(self.trainer.default_root_dir).name,
                 method=type(self).__name__,
@@ -238,6 +309,15 @@ class SegmentationModule(LightningModule):
                 step=self.trained_steps,
                 vocabulary=vocabulary,
             )
+            for segment_metric in of_segments:
+                with warnings.catch_warnings():
+                    # A dataset without panoptic maps, or a process without an image, has nothing to count.
+                    warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+                    values = segment_metric.compute()
+                if values["images"]:
+                    numbers = {key: values[key].item() for key in segment_metric.scalars}
+                    numbers = {key: None if math.isnan(number) else number for key, number in numbers.items()}
+                    result = replace(result, metrics=result.metrics | numbers)
             self.evaluation_results.append(result)
             prefix = "val" if stage == "validate" else "test"
             # Every process logs the same value: the metric has summed its counts over all of them already.

@@ -37,7 +37,7 @@ def test_offset_is_applied_after_the_activation_of_upsampled_scores():
 
 def test_masks_in_both_orders_of_resizing():
     torch.manual_seed(0)
-    masks, classes = torch.randn(1, 5, 8, 8), torch.rand(1, 5, 11)
+    masks, classes = 4 * torch.randn(1, 5, 8, 8), torch.rand(1, 5, 11)
     prediction = MaskPrediction(masks, classes, padded_size=(32, 32))
     images, original = torch.zeros(1, 3, 27, 30), (40, 50)
     logits = _resize(masks, (32, 32))[..., :27, :30]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jsonargparse import lazy_instance
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -94,6 +95,8 @@ class FCCLIP(SegmentationModule):
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
 
+    predicts_masks = True
+
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(model="toy_convnext"),  # noqa: B008 - never mutated
@@ -110,7 +113,7 @@ class FCCLIP(SegmentationModule):
         templates: str = "vild_14",
         synonyms: SynonymRule = "max",
         absent_classes: AbsentClasses = "skip",
-        schedule: Schedule = MultiStepSchedule(milestones=(327_778, 355_092)),  # noqa: B008 - frozen
+        schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(327_778, 355_092)),  # noqa: B008 - serialisable
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -211,22 +214,23 @@ class FCCLIP(SegmentationModule):
         embeddings = convolutional.embed_masks(self.clip.visual, coarsest, masks)
         return self.network.classify(embeddings, text, self.clip.model.logit_scale)  # type: ignore[arg-type]
 
-    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
-        """See :meth:`SegmentationModule.label_maps`; the classes seen in training steer the ensemble."""
-        return super().label_maps(batch, self.with_seen(vocabulary))
+    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """See :meth:`SegmentationModule.evaluation_text`; the classes seen in training steer the ensemble."""
+        return super().evaluation_text(self.with_seen(vocabulary))
 
     def with_seen(self, vocabulary: Vocabulary) -> Vocabulary:
         """Mark the classes that share a name with a class this model trained on (paper, section 3.3)."""
         return vocabulary if self.training_vocabulary is None else vocabulary.with_seen_from(self.training_vocabulary)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Classification, mask and dice losses of every prediction; labels of unseen classes belong to no mask."""
-        semantic = self.training_targets(batch["semantic"])
-        text = self.training_text()
+        """Classification, mask and dice losses of every prediction; labels of unseen classes belong to no mask.
+
+        As published, segments that the crop cut away stay as labels without a pixel.
+        """
+        targets = self.mask_targets(batch, keep_empty=True)
+        targets = replace(targets, masks=pad_to_multiple(targets.masks, STRIDE))
         padded = pad_to_multiple(self.clip.normalize(batch["image"]), STRIDE)
-        ignored = self._require_training_vocabulary().ignore_index
-        targets = MaskTargets.from_semantic(pad_to_multiple(semantic, STRIDE, ignored), text.num_classes)
-        return self.set_losses(padded, text, targets)
+        return self.set_losses(padded, self.training_text(), targets)
 
     def set_losses(
         self, images: Tensor, text: TextEmbeddings, targets: MaskTargets, draw: Draw = torch.rand

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import MaskPrediction
-from ovsl.losses import HungarianMatcher, MaskSetCriterion, MaskTargets
+from ovsl.losses import HungarianMatcher, MaskSetCriterion
 from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
 from ovsl.methods.san.network import SideAdapterNetwork, SideAdapterSettings
 
@@ -42,6 +43,8 @@ class SAN(SegmentationModule):
         train_clip: CLIP's position embedding trains, class row included; everything else of it is frozen.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
+
+    predicts_masks = True
 
     def __init__(
         self,
@@ -99,10 +102,9 @@ class SAN(SegmentationModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Class, mask and dice losses of every supervised level, the last one without suffix."""
-        semantic = self.training_targets(batch["semantic"])
+        targets = self.mask_targets(batch)
         # Padding belongs to no mask, like ignored pixels.
-        semantic = self.pad(semantic, value=self._require_training_vocabulary().ignore_index)
-        targets = MaskTargets.from_semantic(semantic, len(self.seen_classes))
+        targets = replace(targets, masks=self.pad(targets.masks))
         text = self.training_text()
         levels = self.network(self.clip.visual, self.pad(self.clip.normalize(batch["image"])), all_levels=True)
         predictions = [(self.class_logits(level.mask_embeddings, text), level.mask_logits) for level in levels]

@@ -1,0 +1,59 @@
+"""Everything that one pass of the network says about images: labels, segments, instances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ovsl.inference.instance import Instances, instances
+from ovsl.inference.panoptic import PanopticMap, panoptic_maps
+from ovsl.inference.prediction import MaskPrediction
+from ovsl.inference.semantic import Inference, Predict, WholeImage, semantic_labels, whole_image_labels
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was found in one image.
+
+    Attributes:
+        labels: Class of every pixel, int64 ``(H, W)``.
+        panoptic: Segments that do not overlap; None where they were not asked for or there are no masks.
+        instances: Scored masks of things, likewise.
+    """
+
+    labels: Tensor
+    panoptic: PanopticMap | None = None
+    instances: Instances | None = None
+
+
+def segment(
+    predict: Predict,
+    images: Tensor,
+    original_size: tuple[int, int],
+    inference: Inference,
+    things: Sequence[bool] | None = None,
+) -> list[Segmentation]:
+    """Segment images of one size, each of which goes through the network once.
+
+    Segments and instances come from masks of the whole image; with a sliding window, masks of different windows are not
+    joined, and there are only labels.
+
+    Args:
+        predict: The network with the vocabulary bound.
+        images: ``(B, 3, H, W)``.
+        original_size: Size ``(H0, W0)`` at which everything is wanted.
+        inference: Whole image or sliding window.
+        things: For each class whether it is countable; None asks for labels only.
+    """
+    if things is None or not isinstance(inference, WholeImage):
+        return [Segmentation(labels) for labels in semantic_labels(predict, images, original_size, inference)]
+    size = (images.shape[-2], images.shape[-1])
+    prediction = predict(images)
+    labels = whole_image_labels(prediction, size, original_size, inference.resize_masks_first)
+    if not isinstance(prediction, MaskPrediction):
+        return [Segmentation(image) for image in labels]
+    panoptic = panoptic_maps(prediction, size, original_size, things)
+    found = instances(prediction, size, original_size, things)
+    return [Segmentation(*maps) for maps in zip(labels, panoptic, found, strict=True)]

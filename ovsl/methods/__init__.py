@@ -10,4 +10,14 @@ from ovsl.methods.patch_text import PatchText
 from ovsl.methods.san import SAN
 from ovsl.methods.zegclip import ZegCLIP
 
-__all__ = ["FCCLIP", "SAN", "CLIPLightweight", "DenseCLIP", "LSeg", "MaskCLIP", "PatchText", "SegmentationModule", "ZegCLIP"]
+__all__ = [
+    "FCCLIP",
+    "SAN",
+    "CLIPLightweight",
+    "DenseCLIP",
+    "LSeg",
+    "MaskCLIP",
+    "PatchText",
+    "SegmentationModule",
+    "ZegCLIP",
+]

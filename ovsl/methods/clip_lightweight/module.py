@@ -12,11 +12,10 @@ from torch import Tensor
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.inference.multi_scale import MultiScale, label_maps_of_views
 from ovsl.layers.backbone import Backbone
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import Batch, CLIPSettings
 from ovsl.methods.clip_lightweight.network import (
     Bridge,
     CLIPLightweightNetwork,
@@ -24,11 +23,11 @@ from ovsl.methods.clip_lightweight.network import (
     LightweightOutput,
     TwoWayFusion,
 )
+from ovsl.methods.language_guided import LanguageGuidedModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.vocabulary import Vocabulary
 
 
-class CLIPLightweight(SegmentationModule):
+class CLIPLightweight(LanguageGuidedModule):
     """Language-guided segmentation on light backbones: a CNN and a text transformer with a two-way bridge.
 
     Jin, Yang: *CLIP for Lightweight Semantic Segmentation*, PRCV 2023, https://arxiv.org/abs/2310.07394. Only the
@@ -55,7 +54,7 @@ class CLIPLightweight(SegmentationModule):
         fusion: ``two_way``, ``context`` (DenseCLIP's) or ``none``.
         bridge: Ways of the bridge: ``both``, ``v2t`` (vision to text), ``t2v`` (text to vision), ``none``.
         decoder: ``text_match`` matches every pixel with the texts, for any vocabulary; ``fpn_concat`` appends the score
-            map to the pyramid and classifies a closed set.
+            map to the pyramid and classifies a closed set, whose classes alone it can predict.
         num_classes: Classes of the closed set, for ``fpn_concat``.
         width: Channels of the fusion's CNN.
         token_width: Width of its transformer.
@@ -71,7 +70,7 @@ class CLIPLightweight(SegmentationModule):
         score_weight: Weight of the loss on the score map.
         average: Losses are divided by the number of ``labelled`` pixels, or, as in DenseCLIP, of ``all``.
         backbone_rate: Factor of the backbone's learning rate; None for 0.1 with pretrained weights, 1 without.
-        inference: Windows, on images whose short side is 512.
+        inference: Windows, on images whose short side is 512; or :class:`~ovsl.inference.multi_scale.MultiScale`.
         optimizer: Biases, norms and gamma go without decay.
         schedule: DenseCLIP's.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
@@ -123,6 +122,7 @@ class CLIPLightweight(SegmentationModule):
             module = ContextFusion(channels, dim, position_grid)
         self.normalize = ImageNormalization(pyramid.mean, pyramid.std)
         self.network = CLIPLightweightNetwork(pyramid, dim, module, num_classes, fpn_width, head_width, temperature)
+        self.closed_set = num_classes is not None
         self.score_weight = score_weight
         self.average: Average = average
         self.backbone_rate = (0.1 if backbone_pretrained else 1.0) if backbone_rate is None else backbone_rate
@@ -134,19 +134,6 @@ class CLIPLightweight(SegmentationModule):
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Class logits; see :meth:`SegmentationModule.forward`."""
         return DensePrediction(text.per_class(self.run_network(images, text).logits.float()))
-
-    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
-        """See :meth:`SegmentationModule.label_maps`; a closed set's decoder serves only its own classes."""
-        trained, closed = self.training_vocabulary, self.network.num_classes is not None
-        if closed and trained is not None and vocabulary.classes != trained.subset(self.seen_classes).classes:
-            raise InputError(
-                f"This decoder was trained on the {self.network.num_classes} seen classes of {trained.name!r} and "
-                f"cannot name those of {vocabulary.name!r}; evaluate on these classes, or train with decoder: text_match."
-            )
-        if not isinstance(self.inference, MultiScale):
-            return super().label_maps(batch, vocabulary)
-        text = self.text_classifier(vocabulary)
-        return label_maps_of_views(lambda images: self(images, text), batch, self.inference)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy of the logits and of the score map; see :meth:`SegmentationModule.losses`."""

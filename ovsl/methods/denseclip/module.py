@@ -13,12 +13,11 @@ from torch import Tensor
 from ovsl.clip import FrozenCLIP, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.inference.multi_scale import MultiScale, label_maps_of_views
 from ovsl.layers.backbone import Backbone
 from ovsl.layers.context_decoder import ContextDecoder
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import Batch, CLIPSettings
 from ovsl.methods.denseclip.network import (
     BackboneEncoder,
     DenseCLIPNetwork,
@@ -27,6 +26,7 @@ from ovsl.methods.denseclip.network import (
     ResNetEncoder,
     ViTEncoder,
 )
+from ovsl.methods.language_guided import LanguageGuidedModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.vocabulary import Vocabulary
 
@@ -86,7 +86,7 @@ class ContextTextClassifier:
         return TextEmbeddings(vectors, torch.arange(len(vectors), device=vectors.device), len(vectors))
 
 
-class DenseCLIP(SegmentationModule):
+class DenseCLIP(LanguageGuidedModule):
     """Semantic FPN guided by pixel-text score maps, with texts that the image adapts.
 
     Rao, Zhao, Chen, Tang, Zhu, Huang, Zhou, Lu: *DenseCLIP: Language-Guided Dense Prediction with Context-Aware
@@ -213,6 +213,7 @@ class DenseCLIP(SegmentationModule):
                 )
             self.text_classifier = ContextTextClassifier(self.clip, self.contexts, name_length)  # type: ignore[assignment]
         self.open_vocabulary = open_vocabulary
+        self.closed_set = not open_vocabulary
         self.temperature = temperature
         self.score_weight = score_weight
         self.average: Average = average
@@ -236,28 +237,13 @@ class DenseCLIP(SegmentationModule):
             assert scores is not None
             return DensePrediction(scores / self.temperature)
         if text.num_classes != self.network.num_classes:
-            raise InputError(self._wrong_vocabulary(f"{text.num_classes} classes"))
+            raise InputError(
+                f"The head of this DenseCLIP has {self.network.num_classes} classes and was given {text.num_classes}: "
+                "evaluate on the training vocabulary, or set model.open_vocabulary: true to predict with the score map."
+            )
         logits = self.run_network(images, text).logits
         assert logits is not None
         return DensePrediction(logits.float())
-
-    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
-        """See :meth:`SegmentationModule.label_maps`; the head serves only the classes that it was trained on."""
-        trained = self.training_vocabulary
-        if not self.open_vocabulary and trained is not None:
-            known = trained.subset(self.seen_classes).classes
-            if vocabulary.classes != known:
-                raise InputError(self._wrong_vocabulary(f"{vocabulary.name!r}, other classes than it was trained on"))
-        if not isinstance(self.inference, MultiScale):
-            return super().label_maps(batch, vocabulary)
-        text = self.text_classifier(vocabulary)
-        return label_maps_of_views(lambda images: self(images, text), batch, self.inference)
-
-    def _wrong_vocabulary(self, what: str) -> str:
-        return (
-            f"The head of this DenseCLIP knows {self.network.num_classes} classes and was asked for {what}; evaluate "
-            "on the training vocabulary, or set model.open_vocabulary: true to predict with the score map."
-        )
 
     # Training ------------------------------------------------------------------------------------------------------
 

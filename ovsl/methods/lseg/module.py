@@ -14,10 +14,11 @@ from torch.nn import functional
 from ovsl.clip import TextClassifier, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction
-from ovsl.inference.multi_scale import label_maps_of_views, pad_to_multiple
+from ovsl.inference.multi_scale import pad_to_multiple
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import pixel_cross_entropy
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import Batch, CLIPSettings
+from ovsl.methods.language_guided import LanguageGuidedModule
 from ovsl.methods.lseg.inference import MultiScaleSum
 from ovsl.methods.lseg.network import LSegNetwork, Matching, ResNetPyramid, SpatialRegularizer, ViTPyramid
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
@@ -39,7 +40,7 @@ class RenamingClassifier(TextClassifier):
         return super().prompts([[self.renamed.get(name, name) for name in group] for group in names])
 
 
-class LSeg(SegmentationModule):
+class LSeg(LanguageGuidedModule):
     """Pixel embeddings of a dense prediction transformer, trained to match CLIP's text embeddings of the labels.
 
     Li, Weinberger, Belongie, Koltun, Ranftl: *Language-driven Semantic Segmentation*, ICLR 2022,
@@ -135,13 +136,6 @@ class LSeg(SegmentationModule):
             return DensePrediction(text.per_class(self.class_logits(images, text.vectors)))
         logits = self.class_logits(images, torch.cat([self._others(), text.vectors]))
         return DensePrediction(text.per_class(logits[:, 1:] - logits[:, :1]))
-
-    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
-        """See :meth:`SegmentationModule.label_maps`."""
-        if not hasattr(self.inference, "labels"):
-            return super().label_maps(batch, vocabulary)
-        text = self.text_classifier(vocabulary)
-        return label_maps_of_views(lambda images: self(images, text), batch, self.inference)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy over the training labels; see :meth:`SegmentationModule.losses`."""

@@ -314,7 +314,7 @@ class ToyCLIPPretraining(L.LightningModule):
     def configure_optimizers(self) -> tuple[list[torch.optim.Optimizer], list[torch.optim.lr_scheduler.LambdaLR]]:
         """Muon for the matrices of the blocks, AdamW for the rest; warm-up and cosine decay over the whole run.
 
-        Muon (Jordan et al., 2024; torch 2.9 or later) needed about half of AdamW's steps in trials.
+        Muon (Jordan et al., 2024) is in torch 2.9 and later; short trials needed about half of AdamW's steps.
         """
         matrices = [p for n, p in self.clip.named_parameters() if p.ndim == 2 and ("resblocks" in n or "stages" in n)]
         chosen = {id(parameter) for parameter in matrices}

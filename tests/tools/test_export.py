@@ -1,0 +1,92 @@
+"""``ovsl export``: one file that computes what PyTorch does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ovsl.errors import InputError
+from ovsl.methods import CLIPLightweight
+from ovsl.methods.base import CLIPSettings
+from ovsl.tools import export
+from ovsl.vocabulary import Vocabulary
+from tests.conftest import TINY_CLIP
+
+pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
+onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
+
+WORDS = Vocabulary.from_words(["road", "sky", "car"])
+SETTINGS: dict[str, Any] = {
+    "clip": {"model": "tiny", "config": TINY_CLIP},
+    "templates": "photo_of",
+    "backbone": "resnet18",
+    "backbone_options": {"channels": [8, 8, 16, 24]},
+    "width": 32,
+    "token_width": 24,
+    "fpn_width": 16,
+    "head_width": 16,
+}
+
+
+@pytest.fixture
+def module() -> CLIPLightweight:
+    torch.manual_seed(0)
+    module = CLIPLightweight(**{**SETTINGS, "clip": CLIPSettings("tiny", config=TINY_CLIP)})
+    module.training_vocabulary = WORDS
+    return module
+
+
+def test_the_file_computes_what_pytorch_does(module: CLIPLightweight, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    assert export.export(module, WORDS, path, (64, 96), "scores") < 1e-4
+    session = onnxruntime.InferenceSession(path)
+    image = torch.randint(256, (1, 3, 64, 96), dtype=torch.uint8)
+    (found,) = session.run(["scores"], {"image": image.numpy()})
+    with torch.no_grad():
+        expected = module(image, module.text_classifier(WORDS)).semantic_scores((64, 96))
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=1e-3)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["road", "sky", "car"]
+    # The text tower stays at home: its token embedding alone would be larger than the file.
+    assert path.stat().st_size < 4 * TINY_CLIP["text_cfg"]["vocab_size"] * TINY_CLIP["text_cfg"]["width"]
+
+
+def test_a_run_is_exported_by_its_configuration(
+    module: CLIPLightweight, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A closed list of other words than the checkpoint's, by command."""
+    torch.manual_seed(1)
+    for parameter in module.network.parameters():
+        torch.nn.init.uniform_(parameter, -0.3, 0.3)
+    checkpoint = {"state_dict": module.state_dict(), "global_step": 3}
+    module.on_save_checkpoint(checkpoint)
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    torch.save(checkpoint, tmp_path / "run/checkpoints/last.ckpt")
+    config = {"model": {"class_path": "ovsl.methods.CLIPLightweight", "init_args": SETTINGS}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "run_dir": str(tmp_path / "run")}))
+    torch.manual_seed(0)  # the tiny CLIP is random: the same one again
+    words = ["--vocabulary", '["car", "tree"]', "--size", "64"]
+    path = export.main([str(tmp_path / "out.onnx"), "-c", str(tmp_path / "config.yaml"), *words])
+    assert "2 classes, 64x64" in capsys.readouterr().out
+    image = torch.randint(256, (1, 3, 64, 64), dtype=torch.uint8)
+    (labels,) = onnxruntime.InferenceSession(path).run(["labels"], {"image": image.numpy()})
+    with torch.no_grad():
+        module.eval()
+        text = module.text_classifier(Vocabulary.from_words(["car", "tree"]))
+        expected = module(image, text).semantic_scores((64, 64)).argmax(1)
+    assert (torch.from_numpy(labels) == expected).float().mean() > 0.999
+
+
+def test_untrained_weights_are_not_exported(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"model": {"class_path": "ovsl.methods.CLIPLightweight", "init_args": SETTINGS}})
+    )
+    with pytest.raises(InputError, match="Which weights"):
+        export.main([str(tmp_path / "out.onnx"), "-c", str(tmp_path / "config.yaml")])
+    with pytest.raises(InputError, match="There is no checkpoint"):
+        export.main([str(tmp_path / "o.onnx"), "-c", str(tmp_path / "config.yaml"), "--ckpt_path", "none.ckpt"])

@@ -40,12 +40,16 @@ class ContextTextClassifier:
         clip: The model whose text tower is used.
         contexts: The learned contexts.
         name_length: Tokens of a class name, start and end included.
+        renamed: Names to show in place of those of the vocabulary.
     """
 
-    def __init__(self, clip: FrozenCLIP, contexts: LearnedContexts, name_length: int) -> None:
+    def __init__(
+        self, clip: FrozenCLIP, contexts: LearnedContexts, name_length: int, renamed: dict[str, str] | None = None
+    ) -> None:
         self.clip = clip
         self.contexts = contexts
         self.name_length = name_length
+        self.renamed = renamed or {}
         self._tokens: dict[tuple[str, ...], Tensor] = {}
         self._cache: dict[tuple[str, ...], tuple[int, TextEmbeddings]] = {}
 
@@ -55,7 +59,7 @@ class ContextTextClassifier:
         Raises:
             InputError: A name has more tokens than fit.
         """
-        names = vocabulary.classes
+        names = tuple(self.renamed.get(name, name) for name in vocabulary.classes)
         tokens = self.tokenize(names)
         # In-place updates raise the version of a parameter, by an optimiser as by a checkpoint.
         version = self.contexts.contexts._version
@@ -107,6 +111,7 @@ class DenseCLIP(LanguageGuidedModule):
         open_vocabulary: Predict with the score map.
         input_resolution: Image side that the stored position grid stands for; 512, ViT-B 640.
         name_length: Tokens of a class name, start and end included.
+        class_names: Names to show in place of those of the vocabulary, class -> name.
         num_contexts: Learned context tokens.
         context_decoder: Settings of the :class:`~ovsl.layers.context_decoder.ContextDecoder`: ``width``,
             ``num_heads``, ``num_layers``, ``dropout``.
@@ -139,6 +144,7 @@ class DenseCLIP(LanguageGuidedModule):
         open_vocabulary: bool = False,
         input_resolution: int = 512,
         name_length: int = 5,
+        class_names: dict[str, str] | None = None,
         num_contexts: int = 8,
         context_decoder: dict[str, Any] | None = None,
         gamma: float = 1e-4,
@@ -211,7 +217,9 @@ class DenseCLIP(LanguageGuidedModule):
                     f"{self.clip.context_length} positions of the text tower of {self.clip.name!r}; lower num_contexts "
                     "or name_length."
                 )
-            self.text_classifier = ContextTextClassifier(self.clip, self.contexts, name_length)  # type: ignore[assignment]
+            self.text_classifier = ContextTextClassifier(  # type: ignore[assignment]
+                self.clip, self.contexts, name_length, class_names
+            )
         self.open_vocabulary = open_vocabulary
         self.closed_set = not open_vocabulary
         self.temperature = temperature

@@ -68,7 +68,8 @@ class LSeg(LanguageGuidedModule):
         objective: ``all_classes`` is cross entropy over the training labels (ADE20K); ``one_class`` asks of each image
             one of its classes against the label "others" (the zero-shot experiments on few-shot folds).
         class_names: Names to show in place of those of the vocabulary, class -> name. The official ADE20K run shows
-            only the first word of some, since its label file separates words as it separates synonyms.
+            only the first word of some, since its label file separates words as it separates synonyms. With
+            ``one_class`` a background class is shown as "others".
         decoder_rate: Factor of the learning rate of decoder and head.
         templates: Labels are shown bare.
         inference: Published multi-scale evaluation; a plain :class:`~ovsl.inference.WholeImage` is 12 times cheaper.
@@ -102,10 +103,11 @@ class LSeg(LanguageGuidedModule):
         super().__init__(
             clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
         )
+        self.class_names = class_names or {}
         # The image tower of the CLIP is not used.
         del self.clip.model.visual
         self.text_classifier = RenamingClassifier(
-            self.clip, templates, self.text_classifier.synonyms, renamed=class_names or {}
+            self.clip, templates, self.text_classifier.synonyms, renamed=self.class_names
         )
         encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, reassemble)
         # Transformers see 0.5 as mean and deviation in the official code, the ResNet ImageNet's.
@@ -147,7 +149,11 @@ class LSeg(LanguageGuidedModule):
             return {"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index)}
         if len(text.vectors) != text.num_classes:
             raise InputError("The objective one_class shows one name of a class; set model.synonyms to first or mean.")
-        asked = sample_classes(labels, text.num_classes)
+        # A class that is shown as "others" is what every other class is asked against.
+        names = self._require_training_vocabulary().subset(self.seen_classes).classes
+        others = [index for index, name in enumerate(names) if self.class_names.get(name, name) == OTHERS]
+        askable = labels.masked_fill(torch.isin(labels, labels.new_tensor(others)), ignore_index)
+        asked = sample_classes(askable, text.num_classes)
         pairs = torch.stack([self._others().expand(len(asked), -1), text.vectors[asked]], dim=1)
         logits = self.class_logits(batch["image"], pairs)
         # Officially nothing is ignored: pixels without a label count as "others".

@@ -35,7 +35,7 @@ class PredictionPictures(Callback):
             pictures.append(as_picture(name, image, labels, truth))
 
     def _draw(self, trainer: Trainer, module: Any, prefix: str) -> None:
-        if not trainer.is_global_zero or trainer.sanity_checking:
+        if not trainer.is_global_zero or trainer.sanity_checking or trainer.fast_dev_run:
             self._pictures.clear()
             return
         names = list(trainer.datamodule.evaluation_vocabularies)  # type: ignore[attr-defined]

@@ -28,6 +28,7 @@ class ResultFiles(Callback):
         if not trainer.is_global_zero or trainer.sanity_checking or not module.evaluation_results:
             return
         folder = Path(trainer.default_root_dir) / "results"
-        for result in module.evaluation_results:
-            result.write(folder / f"{result.stage}-{result.dataset}.json")
+        if not trainer.fast_dev_run:
+            for result in module.evaluation_results:
+                result.write(folder / f"{result.stage}-{result.dataset}.json")
         print("\n" + format_table(module.evaluation_results), flush=True)

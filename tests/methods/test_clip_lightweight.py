@@ -316,3 +316,16 @@ def test_two_images_are_learned_by_heart() -> None:
         )
     assert losses["cross_entropy"] < 0.05
     assert (logits.argmax(1) == data["semantic"]).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("options", [{}, {"fusion": "context"}, {"decoder": "fpn_concat", "num_classes": 6}])
+def test_cosines_stay_in_full_precision_when_the_rest_is_mixed(options: dict[str, Any]) -> None:
+    module = trained(**options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        data, text = batch(), module.training_text()
+        output = module.run_network(data["image"], text)
+        loss = torch.stack(list(module.losses(data).values())).sum()
+    assert output.score_map is not None
+    assert output.score_map.dtype == torch.float32
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.network.parameters() if p.grad is not None)

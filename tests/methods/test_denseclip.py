@@ -197,3 +197,12 @@ def test_towers_that_do_not_fit_are_named() -> None:
         build(config)
     with pytest.raises(InputError, match="more than the 77 positions"):
         build(num_contexts=80)
+
+
+@pytest.mark.parametrize("config", [RESNET, VIT])
+def test_trains_in_mixed_precision(config: dict[str, Any]) -> None:
+    module = build(config)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = torch.stack(list(module.losses(batch()).values())).sum()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.network.parameters() if p.grad is not None)

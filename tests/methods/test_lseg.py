@@ -195,3 +195,12 @@ def test_backbones_that_do_not_fit_are_named() -> None:
         build(backbone="convnext_atto", backbone_options={})
     with pytest.raises(InputError, match=r"four block numbers .* from 0 to 3"):
         build(blocks=(0, 1, 2, 4))
+
+
+def test_trains_in_mixed_precision() -> None:
+    module = build()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = module.losses(batch())["cross_entropy"]
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.network.parameters() if p.grad is not None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
@@ -111,37 +110,6 @@ def convert(state_dict: Mapping[str, Tensor], module: DenseCLIP) -> None:
             f"The checkpoint was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
             f"{len(different)} weights of the text tower differ ({_some(different)})."
         )
-
-
-def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of the published ADE20K checkpoints, read off their tensors.
-
-    Args:
-        state_dict: The official ``state_dict``.
-
-    Returns:
-        ``init_args`` of :class:`DenseCLIP`, and ``vocabulary`` and ``split`` that it was trained on.
-
-    Raises:
-        InputError: A checkpoint that is none of the published ones.
-    """
-    classifier = state_dict.get("decode_head.conv_seg.weight")
-    pool, patches = state_dict.get("backbone.attnpool.c_proj.weight"), state_dict.get("backbone.proj")
-    if classifier is None or len(classifier) != 150 or (pool is None and patches is None):
-        raise InputError("This is none of the published DenseCLIP checkpoints; give its settings with -c CONFIG.")
-    if patches is not None:
-        clip, resolution, window = "ViT-B-16", 640, {"crop_size": 640, "stride": 426}
-    else:
-        assert pool is not None
-        deep = "backbone.layer3.6.conv1.weight" in state_dict
-        clip, resolution, window = ("RN101" if deep else "RN50"), 512, {"crop_size": 512, "stride": 341}
-    init_args = {
-        "num_classes": 150,
-        "clip": {"model": clip, "pretrained": "openai"},
-        "input_resolution": resolution,
-        "inference": {"class_path": "ovsl.inference.SlidingWindow", "init_args": window},
-    }
-    return {"init_args": init_args, "vocabulary": "ade20k_150", "split": None}
 
 
 def _some(names: list[str]) -> str:

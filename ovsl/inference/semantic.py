@@ -119,10 +119,19 @@ def whole_image_labels(
     Returns:
         int64 ``(B, H0, W0)``, values 0..C-1.
     """
-    if isinstance(prediction, MaskPrediction) and resize_masks_first:
-        return _labels_from_masks(prediction, size, original_size, class_chunk_size)
+    if not isinstance(prediction, MaskPrediction):
+        return _running_argmax(
+            lambda classes: resize(prediction.semantic_scores(size, classes), original_size),
+            prediction.num_classes,
+            class_chunk_size,
+        )
+    logits = prediction.resized_mask_logits(size)
+    # Resized once for all chunks of classes; with the masks first, the second resize below has nothing to do.
+    masks = (resize(logits, original_size) if resize_masks_first else logits).sigmoid()
     return _running_argmax(
-        lambda classes: resize(prediction.semantic_scores(size, classes), original_size),
+        lambda classes: resize(
+            torch.einsum("bqc,bqhw->bchw", prediction.class_scores[..., classes], masks), original_size
+        ),
         prediction.num_classes,
         class_chunk_size,
     )
@@ -155,17 +164,6 @@ def average_windows(
         total[..., y1:y2, x1:x2] += window_scores
         count[y1:y2, x1:x2] += 1
     return total / count
-
-
-def _labels_from_masks(
-    prediction: MaskPrediction, size: tuple[int, int], original_size: tuple[int, int], class_chunk_size: int
-) -> Tensor:
-    masks = resize(prediction.resized_mask_logits(size), original_size).sigmoid()
-    return _running_argmax(
-        lambda classes: torch.einsum("bqc,bqhw->bchw", prediction.class_scores[..., classes], masks),
-        prediction.num_classes,
-        class_chunk_size,
-    )
 
 
 def _running_argmax(scores_of: ClassChunk, num_classes: int, chunk_size: int) -> Tensor:

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
-.PHONY: help setup demo test test-slow golden lint typecheck format toy-clip clean
+.PHONY: help setup demo test test-slow golden lint typecheck format toy-clip toy-table toy-ablation clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ovsl needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar on -e '.[dev,export]'
 	touch $@
 
 demo: setup ## train on the seen classes of the toy world, test on all of them, beside a training-free method
@@ -54,9 +54,16 @@ format: setup ## let ruff format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-toy-clip: setup ## train the two toy CLIPs again (hours on 2 cores) and write them to ovsl/clip/toy
-	$(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_vit.yaml
-	$(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_convnext.yaml
+toy-clip: setup ## train the two toy CLIPs again (half an hour on 2 cores) and put them in ovsl/clip/toy
+	OMP_NUM_THREADS=2 $(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_vit.yaml
+	OMP_NUM_THREADS=2 $(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_convnext.yaml
+	install -m 644 runs/toy_clip/toy_*.json runs/toy_clip/toy_*.safetensors ovsl/clip/toy/
+
+toy-table: setup ## every method on the toy world, three seeds each, as docs/toy_table.md (an hour on 2 cores)
+	OVSL=$(BIN)/ovsl experiments/toy/run.sh
+
+toy-ablation: setup ## the ablation of ZegCLIP on the toy world, three seeds, as docs/zegclip_ablation.md
+	OVSL=$(BIN)/ovsl experiments/zegclip/toy_ablation/run.sh
 
 clean: ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -23,7 +23,7 @@ from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs import RunDirectory
 
-TOOLS = ("convert", "profile", "report")
+TOOLS = ("convert", "export", "profile", "report")
 """The small commands: modules of :mod:`ovsl.tools`, imported when they are asked for."""
 
 DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, predict; and the tools

@@ -17,4 +17,5 @@ for seed in ${SEEDS:-0 1 2}; do
     $ovsl test -c "$run/config.yaml" --run_dir "$run"
   done
 done
-$ovsl report "$runs" --stage test --average_seeds true --format markdown
+$ovsl report "$runs" --stage test --average_seeds true --format markdown --output docs/zegclip_ablation.md
+cat docs/zegclip_ablation.md

@@ -59,7 +59,8 @@ class RunDirectory:
     def record_fit(self, config: dict[str, Any]) -> None:
         """Write what is about to train; a resumed run keeps its first record and adds the start to it."""
         record = self.path / "run.json"
-        content = json.loads(record.read_text()) if record.is_file() else {"identity": identity(config), "starts": []}
+        new: dict[str, Any] = {"identity": identity(config), "starts": []}
+        content = json.loads(record.read_text()) if record.is_file() else new
         content["starts"].append(environment())
         write_text(record, json.dumps(content, indent=1) + "\n")
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
@@ -97,4 +98,3 @@ def environment() -> dict[str, Any]:
         "host": platform.node(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }
-

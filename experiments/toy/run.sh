@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every method on the toy world, three seeds each, then one table of mean and standard deviation.
 #   experiments/toy/run.sh [FOLDER OF THE RUNS]      from the root of the repository
-# METHODS, SEEDS ("0 1 2"), STEPS (600) and OVSL (ovsl) can be set. What is finished is not run again.
+# METHODS, SEEDS ("0 1 2"), STEPS (400) and OVSL (ovsl) can be set. What is finished is not run again.
 set -euo pipefail
 runs=${1:-runs/toy}
 ovsl=${OVSL:-ovsl}
@@ -15,7 +15,7 @@ for seed in ${SEEDS:-0 1 2}; do
     [ -f "$run/results/test-toy.json" ] && continue
     echo "== $method, seed $seed"
     $ovsl fit -c configs/methods/$method.yaml $toy --seed_everything "$seed" --data.seed "$seed" \
-      --run_dir "$run" --trainer.max_steps "${STEPS:-600}" --trainer.limit_val_batches 0
+      --run_dir "$run" --trainer.max_steps "${STEPS:-400}" --trainer.limit_val_batches 0
     $ovsl test -c "$run/config.yaml" --run_dir "$run"
   done
 done

@@ -7,6 +7,8 @@ from pathlib import Path
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ovsl.callbacks.debug import is_debug_run
+
 
 class RunCheckpoint(ModelCheckpoint):
     """Keep ``<run directory>/checkpoints/last.ckpt`` current, and write it once more when training ends.
@@ -41,5 +43,5 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, which need not be a multiple of the interval."""
         super().on_train_end(trainer, pl_module)
-        if self._last_global_step_saved != trainer.global_step and not trainer.fast_dev_run:
+        if self._last_global_step_saved != trainer.global_step and not is_debug_run(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -55,7 +55,8 @@ def legend_patches(classes: Sequence[int], vocabulary: Vocabulary) -> list[Patch
     for index in classes:
         unseen = vocabulary.seen is not None and not vocabulary.seen[index]
         name = vocabulary.classes[index] + (" (unseen)" if unseen else "")
-        color = [value / 255 for value in vocabulary.palette[index]]
+        red, green, blue = vocabulary.palette[index]
+        color = (red / 255, green / 255, blue / 255)
         patches.append(Patch(facecolor=color, edgecolor="black", linewidth=0.5, label=name))
     return patches
 

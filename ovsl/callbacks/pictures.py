@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from torch import Tensor
 
+from ovsl.callbacks.debug import is_debug_run
 from ovsl.callbacks.drawing import Picture, draw_sheet
 
 
@@ -35,7 +36,7 @@ class PredictionPictures(Callback):
             pictures.append(as_picture(name, image, labels, truth))
 
     def _draw(self, trainer: Trainer, module: Any, prefix: str) -> None:
-        if not trainer.is_global_zero or trainer.sanity_checking or trainer.fast_dev_run:
+        if not trainer.is_global_zero or trainer.sanity_checking or is_debug_run(trainer):
             self._pictures.clear()
             return
         names = list(trainer.datamodule.evaluation_vocabularies)  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ class PredictionFiles(BasePredictionWriter):
 
     @staticmethod
     def _vocabularies(trainer: Trainer) -> dict[str, Vocabulary]:
-        return trainer.datamodule.evaluation_vocabularies  # type: ignore[attr-defined,no-any-return]
+        return trainer.datamodule.evaluation_vocabularies  # type: ignore[attr-defined]
 
     def _folder(self, trainer: Trainer, dataset: str) -> Path:
         folder = Path(trainer.default_root_dir) / "predictions"

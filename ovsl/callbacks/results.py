@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ovsl.callbacks.debug import is_debug_run
 from ovsl.metrics.tables import format_table
 
 
@@ -28,7 +29,7 @@ class ResultFiles(Callback):
         if not trainer.is_global_zero or trainer.sanity_checking or not module.evaluation_results:
             return
         folder = Path(trainer.default_root_dir) / "results"
-        if not trainer.fast_dev_run:
+        if not is_debug_run(trainer):
             for result in module.evaluation_results:
                 result.write(folder / f"{result.stage}-{result.dataset}.json")
         print("\n" + format_table(module.evaluation_results), flush=True)

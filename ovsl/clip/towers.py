@@ -122,6 +122,16 @@ class FrozenCLIP(nn.Module):
                 module.train(False)
         return self
 
+    def frozen_names(self) -> set[str]:
+        """Names of the weights that stay as they were loaded; statistics belong to the layer that they normalise."""
+        names = set(self.model.state_dict())
+        for prefix, module in self.model.named_modules():
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+                trained = {name for name, value in own if value.requires_grad or not isinstance(value, nn.Parameter)}
+                names -= {f"{prefix}.{name}" if prefix else name for name in trained}
+        return names
+
     def normalize(self, images: Tensor) -> Tensor:
         """Bring uint8 images to the value range that the tower was trained with.
 
@@ -171,12 +181,11 @@ class FrozenCLIP(nn.Module):
     def sha256(self) -> str:
         """Hash of all frozen CLIP weights: the identity that checkpoints record instead of the weights."""
         if self._sha256 is None:
-            trainable = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
             digest = hashlib.sha256()
-            for name, tensor in sorted(self.model.state_dict().items()):
-                if name not in trainable:
-                    digest.update(name.encode())
-                    digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
+            state = self.model.state_dict()
+            for name in sorted(self.frozen_names()):
+                digest.update(name.encode())
+                digest.update(state[name].detach().cpu().contiguous().float().numpy().tobytes())
             self._sha256 = digest.hexdigest()
         return self._sha256
 

@@ -354,16 +354,12 @@ class SegmentationModule(LightningModule):
 
     # Checkpoints ---------------------------------------------------------------------------------------------------
 
-    def _frozen_keys(self) -> set[str]:
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {key for key in super().state_dict() if key.startswith("clip.") and key not in trainable}
-
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """State without the frozen CLIP, which its name and hash stand for."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         if not args and not kwargs:
-            for key in self._frozen_keys():
-                state.pop(key)
+            for name in self.clip.frozen_names():
+                state.pop(f"clip.model.{name}")
         return state
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

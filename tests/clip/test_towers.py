@@ -79,6 +79,16 @@ def test_identity_is_that_of_the_frozen_weights(tiny_clip):
     assert tiny_clip.sha256 != before
 
 
+def test_statistics_go_with_the_layer_that_trains():
+    config = {**TINY_CLIP, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 8}}
+    clip = build_clip("resnet", config=config)
+    assert clip.frozen_names() == set(clip.model.state_dict())
+    clip.freeze(["visual.layer1"])
+    trained = set(clip.model.state_dict()) - clip.frozen_names()
+    assert "visual.layer1.0.bn1.running_mean" in trained
+    assert all(name.startswith("visual.layer1") for name in trained)
+
+
 def test_a_tag_decides_the_activation(monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: pytest.fail("must not download"))
     with pytest.raises(InputError, match="quick_gelu=True"):

@@ -31,12 +31,14 @@ class EvaluationSet:
             overlap with the classes that the method was trained on.
         validation: Source of ``validate`` and of the validation in ``fit``.
         test: Source of ``test`` and ``predict``.
+        published: Published figures of this row in percent, as printed, such as ``{mIoU: 33.3}``; shown beside ours.
     """
 
     vocabulary: str
     split: str | None = None
     validation: Source | None = None
     test: Source | None = None
+    published: dict[str, float] | None = None
 
 
 class SegmentationDataModule(LightningDataModule):

@@ -23,11 +23,13 @@ class TrainTransform:
 
     Args:
         crop_size: Height and width of a training sample; one number for a square. Smaller images are padded at the
-            right and at the bottom with black, ignored pixels.
+            right and at the bottom with ignored pixels.
         scale: Range of the random scale factor. Without ``short_side`` it applies to the image as it is.
-        short_side: Length of the short side that scale factor 1 stands for. None keeps the size of the image.
+        short_side: Length of the short side that scale factor 1 stands for, or several to draw from. None keeps the
+            size of the image.
         long_side: Largest long side at scale factor 1 when ``short_side`` is given (2048 in MMSegmentation's
             ``img_scale=(2048, 512)``). None sets no limit.
+        fill: Grey value of padded pixels, 0..255 (128 in Detectron2's recipes).
         flip: Probability of a horizontal flip.
         photometric: Whether to change brightness, contrast, saturation and hue at random.
         category_max_ratio: Draw the crop again, at most ten times, until it holds more than one class and no class
@@ -36,8 +38,9 @@ class TrainTransform:
 
     crop_size: int | tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)
-    short_side: int | None = None
+    short_side: int | list[int] | None = None
     long_side: int | None = None
+    fill: int = 0
     flip: float = 0.5
     photometric: bool = False
     category_max_ratio: float | None = None
@@ -66,7 +69,7 @@ class TrainTransform:
                 width,
                 position="top_left",
                 border_mode=cv2.BORDER_CONSTANT,
-                fill=0,
+                fill=self.fill,
                 fill_mask=(ignore_index, 0) if panoptic else ignore_index,
             )
         )
@@ -110,13 +113,18 @@ class ScaleJitter(A.DualTransform):
 
     Args:
         scale: Range of the factor.
-        short_side: Length of the short side that factor 1 stands for; None keeps the size of the image.
+        short_side: Length of the short side that factor 1 stands for, or several to draw from; None keeps the size of
+            the image.
         long_side: Largest long side at factor 1 when ``short_side`` is given.
         p: Probability of applying it.
     """
 
     def __init__(
-        self, scale: tuple[float, float], short_side: int | None = None, long_side: int | None = None, p: float = 1.0
+        self,
+        scale: tuple[float, float],
+        short_side: int | list[int] | None = None,
+        long_side: int | None = None,
+        p: float = 1.0,
     ) -> None:
         super().__init__(p=p)
         self.scale = scale
@@ -128,7 +136,8 @@ class ScaleJitter(A.DualTransform):
         height, width = params["shape"][:2]
         factor = self.py_random.uniform(*self.scale)
         if self.short_side is not None:
-            base = self.short_side / min(height, width)
+            short_side = self.short_side if isinstance(self.short_side, int) else self.py_random.choice(self.short_side)
+            base = short_side / min(height, width)
             if self.long_side is not None:
                 base = min(base, self.long_side / max(height, width))
             factor *= base

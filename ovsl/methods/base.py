@@ -318,6 +318,9 @@ class SegmentationModule(LightningModule):
                     numbers = {key: values[key].item() for key in segment_metric.scalars}
                     numbers = {key: None if math.isnan(number) else number for key, number in numbers.items()}
                     result = replace(result, metrics=result.metrics | numbers)
+            dataset = getattr(self.trainer.datamodule, "evaluation", {}).get(name)  # type: ignore[attr-defined]
+            quoted = (dataset and dataset.published) or {}
+            result = replace(result, published={key: value / 100 for key, value in quoted.items()})
             self.evaluation_results.append(result)
             prefix = "val" if stage == "validate" else "test"
             # Every process logs the same value: the metric has summed its counts over all of them already.

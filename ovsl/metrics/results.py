@@ -45,6 +45,7 @@ class EvaluationResult:
         absent_classes: Convention for classes without ground truth, see `OpenVocabularyIoU`.
         metrics: Fractions in 0..1 by name (`pAcc`, `mIoU`, `mIoU_seen`, ...), `None` where undefined.
         per_class: One entry for each class, in label order.
+        published: Published figures of the same row, fractions in 0..1 by the same names; quoted, not measured.
         ovsl_version: Version that measured.
         created: When, in ISO 8601.
     """
@@ -58,6 +59,7 @@ class EvaluationResult:
     absent_classes: str
     metrics: dict[str, float | None]
     per_class: tuple[ClassResult, ...]
+    published: dict[str, float] = field(default_factory=dict)
     ovsl_version: str = __version__
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 

@@ -108,9 +108,14 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
         "images": lambda result: str(result.images),
     }
     figures = [name for name in FIGURES if name not in _OPTIONAL or any(name in each.metrics for each in results)]
-    header = [*labels, *(FIGURES[name] for name in figures)]
+    quoted = [name for name in FIGURES if any(name in each.published for each in results)]
+    header = [*labels, *(FIGURES[name] for name in figures), *(f"{FIGURES[name]} published" for name in quoted)]
     rows = [
-        [*(label(result) for label in labels.values()), *(_figure(result, name) for name in figures)]
+        [
+            *(label(result) for label in labels.values()),
+            *(_figure(result, name) for name in figures),
+            *(percent(result.published.get(name)) for name in quoted),
+        ]
         for result in results
     ]
     if style == "csv":
@@ -118,7 +123,7 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
     notes = [_CONVENTIONS.get(name, name) for name in conventions]
     if style == "text":
         return _text(header, rows, len(labels) - 1, notes)
-    best = _best(results, rows, len(labels))
+    best = _best(results, rows, len(labels), len(figures))
     if style == "markdown":
         return _markdown(header, rows, best, len(labels) - 1, notes)
     return _latex(header, rows, best, len(labels) - 1, notes)
@@ -136,14 +141,16 @@ def _figure(result: EvaluationResult, name: str) -> str:
     return text
 
 
-def _best(results: Sequence[EvaluationResult], rows: Sequence[Sequence[str]], first: int) -> set[tuple[int, int]]:
+def _best(
+    results: Sequence[EvaluationResult], rows: Sequence[Sequence[str]], first: int, count: int
+) -> set[tuple[int, int]]:
     """Cells (row, column) that hold the highest figure of their dataset, as printed; ties all count."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index, result in enumerate(results):
         groups.setdefault((result.dataset, result.stage), []).append(index)
     best = set()
     for members in groups.values():
-        for column in range(first, len(rows[0])):
+        for column in range(first, first + count):
             cells = {index: rows[index][column] for index in members if rows[index][column] != _UNDEFINED}
             values = {index: float(cell.split()[0]) for index, cell in cells.items()}
             if len(values) > 1:

@@ -144,3 +144,14 @@ def test_evaluation_resizes_by_short_side_and_never_beyond_the_long_side():
 def test_empty_scale_range_is_named():
     with pytest.raises(InputError, match="scale range"):
         TrainTransform(32, scale=(2.0, 0.5)).pipeline(IGNORE)
+
+
+def test_short_sides_are_drawn_from_a_list_and_padding_has_the_asked_grey():
+    image, mask = scene(40, 60)
+    transform = TrainTransform(128, scale=(1.0, 1.0), short_side=[20, 80], fill=128, flip=0)
+    sides = set()
+    for seed in range(20):
+        cropped, labels = apply(transform, image, mask, seed)
+        assert (cropped[labels == IGNORE] == 128).all()
+        sides.add(int((labels[:, 0] != IGNORE).sum()))
+    assert sides == {20, 80}

@@ -205,3 +205,11 @@ def test_panoptic_columns_appear_only_where_there_are_figures():
     assert "PQ" not in format_table([_result()])
     with_quality = _result(metrics={"pAcc": 0.5, "mIoU": 0.4, "PQ": 0.25})
     assert "25.0" in format_table([with_quality, _result()])
+
+
+def test_published_figures_stand_beside_ours_and_are_never_the_best():
+    rows = [_result(published={"mIoU": 0.6}), _result("other")]
+    header, _, first, second = format_table(rows, "markdown").splitlines()[:4]
+    assert [cell.strip() for cell in header.split("|")][-2] == "mIoU published"
+    assert [cell.strip() for cell in first.split("|")][-2] == "60.0"
+    assert [cell.strip() for cell in second.split("|")][-2] == "-"

@@ -24,8 +24,9 @@ aten = torch.ops.aten
 DESCRIPTION = """Print the size and the cost of a method.
 
 Multiply-adds are those of one image: the network with all classes as queries, the text tower left out (its embeddings
-are computed once per vocabulary). Layer norms (5 per element) and bilinear resizes (4 per output element) count with
-the linear layers, convolutions and attention products; the published figures of the field include them."""
+are computed once per vocabulary). The first figure counts linear layers, convolutions, attention and other products;
+the second adds layer norms (5 per element) and what brings class scores to the size of the image (4 per element of a
+resize). Publications differ: ZegCLIP's figures are of the second kind, SAN's of the first."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Profile:
         parameters: All parameters, the CLIP with both towers included.
         trainable: Those that train.
         text_parameters: Those of the text tower, which runs once per vocabulary.
-        multiply_adds: Of one image.
+        network_multiply_adds: Of one image through the network: matrix products, convolutions, attention.
+        multiply_adds: The same with layer norms and with what evaluation adds: scores at the size of the image.
         latency: Median seconds of one batch, from uint8 images to class scores at their size.
         peak_memory: Bytes; on a GPU of the allocator's peak, on a CPU of the process.
         size: Side of the image.
@@ -48,6 +50,7 @@ class Profile:
     parameters: int
     trainable: int
     text_parameters: int
+    network_multiply_adds: int
     multiply_adds: int
     latency: float
     peak_memory: int
@@ -62,8 +65,9 @@ class Profile:
             ("trainable", f"{self.trainable / 1e6:.2f} M"),
             (
                 "multiply-adds",
-                f"{self.multiply_adds / 1e9:.2f} G ({self.size}x{self.size}, {self.num_classes} classes)",
+                f"{self.network_multiply_adds / 1e9:.2f} G ({self.size}x{self.size}, {self.num_classes} classes)",
             ),
+            ("with norms, scores", f"{self.multiply_adds / 1e9:.2f} G (layer norms, class scores at the image's size)"),
             ("latency", f"{self.latency * 1e3:.1f} ms (batch of {self.batch_size}, {self.device})"),
             ("images per second", f"{self.batch_size / self.latency:.2f}"),
             ("peak memory", f"{self.peak_memory / 2**20:.0f} MiB"),
@@ -92,6 +96,8 @@ def profile(
     model = model.to(device).eval()
     text = random_text(model, classes)
     image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, device=device)
+    with torch.no_grad():
+        network_multiply_adds = count_multiply_adds(lambda: model(image, text), norms_and_resizes=False)
     multiply_adds = count_multiply_adds(lambda: scores_at_original_size(model, image, text))
     images = image.expand(batch_size, -1, -1, -1)
     if images.is_cuda:
@@ -101,6 +107,7 @@ def profile(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
         text_parameters=sum(p.numel() for n, p in model.clip.model.named_parameters() if not n.startswith("visual.")),
+        network_multiply_adds=network_multiply_adds,
         multiply_adds=multiply_adds,
         latency=latency,
         peak_memory=_peak_memory(images.device),
@@ -130,12 +137,18 @@ def scores_at_original_size(model: SegmentationModule, images: Tensor, text: Tex
     return functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
 
-def count_multiply_adds(function: Callable[[], Any]) -> int:
-    """Multiply-adds of a call: matrix products, convolutions and attention, layer norms, bilinear resizes."""
+def count_multiply_adds(function: Callable[[], Any], norms_and_resizes: bool = True) -> int:
+    """Multiply-adds of a call: matrix products, convolutions and attention.
+
+    Args:
+        function: What is counted.
+        norms_and_resizes: Whether layer norms and bilinear resizes count as well.
+    """
     custom = {
         aten.native_layer_norm: _layer_norm_flops,
         aten.upsample_bilinear2d: _bilinear_flops,
     }
+    custom = custom if norms_and_resizes else {}
     # The fused attention kernels differ by device, and not all of them are known to the counter.
     with FlopCounterMode(display=False, custom_mapping=custom) as counter, sdpa_kernel(SDPBackend.MATH):
         function()

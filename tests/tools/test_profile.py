@@ -1,10 +1,12 @@
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
-from ovsl.methods import ZegCLIP
+from ovsl.methods import SAN, ZegCLIP
 from ovsl.methods.base import CLIPSettings
+from ovsl.methods.san.network import SideAdapterSettings
 from ovsl.tools import profile as tool
 
 
@@ -16,6 +18,20 @@ def test_published_multiply_adds_of_zegclip(num_prompts: int, classes: int, publ
     text = tool.random_text(model, classes)
     found = tool.count_multiply_adds(lambda: tool.scores_at_original_size(model, images, text))
     assert round(found / 1e9, 1) == published
+
+
+@pytest.mark.parametrize(("recognition", "published"), [("literal", 63.25), ("shared", 60.46)])
+def test_multiply_adds_of_san_are_those_of_its_network(
+    recognition: Literal["literal", "shared"], published: float
+) -> None:
+    with torch.device("meta"):
+        network = SideAdapterSettings(recognition=recognition)
+        model = SAN(clip=CLIPSettings("ViT-B-16", quick_gelu=True), network=network).eval()
+        images = torch.empty(1, 3, 640, 640, dtype=torch.uint8)
+        text = tool.random_text(model, 171)
+        with torch.no_grad():
+            found = tool.count_multiply_adds(lambda: model(images, text), norms_and_resizes=False)
+    assert round(found / 1e9, 2) == published
 
 
 def test_operations_are_counted_by_their_definition() -> None:
@@ -53,6 +69,7 @@ def test_any_method_is_profiled_from_its_configuration(
     few = tool.main([*arguments, "--classes", "2"])
     many = tool.main([*arguments, "--classes", "9"])
     assert few.multiply_adds < many.multiply_adds
+    assert few.network_multiply_adds < few.multiply_adds
     assert (few.trainable > 0) == (method == "ZegCLIP")
     assert few.trainable + few.text_parameters < few.parameters
     assert few.latency > 0

@@ -45,7 +45,8 @@ class RunDirectory:
             InputError: With the first setting that differs.
         """
         record = self.path / "run.json"
-        if not record.is_file():
+        # Without a checkpoint nothing of the earlier run can be lost, and a corrected command may start in its folder.
+        if not record.is_file() or not self.last_checkpoint.is_file():
             return
         stored = json.loads(record.read_text())["identity"]
         wanted = json.loads(json.dumps(identity(config)))
@@ -60,7 +61,7 @@ class RunDirectory:
         """Write what is about to train; a resumed run keeps its first record and adds the start to it."""
         record = self.path / "run.json"
         new: dict[str, Any] = {"identity": identity(config), "starts": []}
-        content = json.loads(record.read_text()) if record.is_file() else new
+        content = json.loads(record.read_text()) if self.last_checkpoint.is_file() and record.is_file() else new
         content["starts"].append(environment())
         write_text(record, json.dumps(content, indent=1) + "\n")
         write_text(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -163,6 +163,13 @@ def test_run_directory_of_another_run_is_left_alone(trained, small, capsys):
     assert _contents(trained) == before
 
 
+def test_run_that_never_got_to_a_checkpoint_does_not_block_its_folder(small, tmp_path):
+    run = tmp_path / "run"
+    assert _fit(small, run, "--data.train.class_path", "ovsl.data.ParquetSource", "--data.train.files", "missing") == 2
+    assert _fit(small, run, "--trainer.max_steps", "1") == 0
+    assert json.loads((run / "run.json").read_text())["identity"]["data.train.class_path"] == "ovsl.data.ToySource"
+
+
 def test_checkpoint_of_another_method_is_refused(trained, small, tmp_path, capsys):
     command = ["test", "--model", "MaskCLIP", "-c", DATA, "-c", str(small), "--run_dir", str(tmp_path / "run")]
     assert main([*command, "--ckpt_path", str(trained / "checkpoints/last.ckpt")]) == 2

@@ -31,6 +31,7 @@ class EvaluationSet:
             overlap with the classes that the method was trained on.
         validation: Source of ``validate`` and of the validation in ``fit``.
         test: Source of ``test`` and ``predict``.
+        transform: Resizing of its images; None takes the data module's ``evaluation_transform``.
         published: Published figures of this row in percent, as printed, such as ``{mIoU: 33.3}``; shown beside ours.
     """
 
@@ -38,6 +39,7 @@ class EvaluationSet:
     split: str | None = None
     validation: Source | None = None
     test: Source | None = None
+    transform: EvaluationTransform | None = None
     published: dict[str, float] | None = None
 
 
@@ -188,7 +190,8 @@ class SegmentationDataModule(LightningDataModule):
                     f"Evaluation dataset '{name}' has no {stage} source: set data.evaluation.{name}.{stage}."
                 )
             rows = self._rows(source, vocabulary)
-            loaders.append(self._evaluation_loader(EvaluationBatches(rows, self.evaluation_transform)))
+            transform = self.evaluation[name].transform or self.evaluation_transform
+            loaders.append(self._evaluation_loader(EvaluationBatches(rows, transform)))
         return loaders
 
     def _evaluation_loader(self, batches: EvaluationBatches) -> SegmentationLoader:

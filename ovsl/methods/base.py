@@ -61,6 +61,7 @@ class SegmentationModule(LightningModule):
         templates: Prompt template set, see :func:`ovsl.vocabulary.load_templates`.
         synonyms: How the names of one class are merged: ``first``, ``mean`` or ``max``.
         inference: :class:`~ovsl.inference.WholeImage` or :class:`~ovsl.inference.SlidingWindow`.
+        inference_for: Another inference for some evaluation datasets, by their names.
         absent_classes: How mIoU treats classes that the ground truth of a dataset lacks, see
             :class:`~ovsl.metrics.OpenVocabularyIoU`.
         optimizer: Called with the parameter groups.
@@ -79,7 +80,8 @@ class SegmentationModule(LightningModule):
         clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated, and the command line shows its fields
         templates: str = "imagenet_80",
         synonyms: SynonymRule = "first",
-        inference: Inference = WholeImage(),  # noqa: B008 - frozen
+        inference: Inference = WholeImage(),  # noqa: B008 - never mutated
+        inference_for: dict[str, Inference] | None = None,
         absent_classes: AbsentClasses = "skip",
         optimizer: OptimizerCallable = torch.optim.AdamW,
         schedule: Schedule = PolynomialSchedule(),  # noqa: B008 - frozen
@@ -90,6 +92,7 @@ class SegmentationModule(LightningModule):
         self.clip.freeze(train_clip)
         self.text_classifier = TextClassifier(self.clip, templates, synonyms)
         self.inference = inference
+        self.inference_for = inference_for or {}
         self.absent_classes = absent_classes
         self.optimizer = optimizer
         self.schedule = schedule
@@ -231,18 +234,19 @@ class SegmentationModule(LightningModule):
         """Everything that one pass of the network says about an evaluation batch, at the original sizes.
 
         Args:
-            batch: See :meth:`label_maps`.
+            batch: See :meth:`label_maps`; ``dataset`` may name the evaluation dataset.
             vocabulary: The classes to choose from.
             things: For each class whether it is countable; None asks for label maps only.
         """
         text = self.evaluation_text(vocabulary)
+        inference = self.inference_for.get(batch.get("dataset", ""), self.inference)
         groups: dict[tuple[Any, ...], list[int]] = {}
         for index, (image, original) in enumerate(zip(batch["image"], batch["original_size"], strict=True)):
             groups.setdefault((tuple(image.shape), tuple(original)), []).append(index)
         found: dict[int, Segmentation] = {}
         for (_, original), members in groups.items():
             images = torch.stack([batch["image"][index] for index in members])
-            segmentations = segment(lambda crops: self(crops, text), images, original, self.inference, things)
+            segmentations = segment(lambda crops: self(crops, text), images, original, inference, things)
             found.update(zip(members, segmentations, strict=True))
         return [found[index] for index in range(len(batch["image"]))]
 
@@ -271,6 +275,7 @@ class SegmentationModule(LightningModule):
 
     def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> list[Tensor]:
         vocabulary = self.evaluation_vocabularies[dataloader_idx]
+        batch["dataset"] = list(self.trainer.datamodule.evaluation_vocabularies)[dataloader_idx]  # type: ignore[attr-defined]
         if self.predicts_masks and "segment_ids" in batch:
             found = self.segmentations(batch, vocabulary, vocabulary.things)
             self._count_segments(found, batch, dataloader_idx)

@@ -6,7 +6,7 @@ import torch
 
 from ovsl.clip import build_clip
 from ovsl.errors import InputError
-from ovsl.inference import SlidingWindow
+from ovsl.inference import SlidingWindow, WholeImage
 from ovsl.methods import MaskCLIP, PatchText
 from ovsl.methods.schedules import MultiStepSchedule, PolynomialSchedule
 from ovsl.vocabulary import Vocabulary
@@ -157,3 +157,18 @@ def test_schedule_keeps_the_ratio_of_the_groups():
         optimizer.step()
         scheduler.step()
     assert seen == [[1.0, 0.1], [1.0, 0.1], [0.5, 0.05]]
+
+
+def test_an_evaluation_dataset_may_have_an_inference_of_its_own(tiny_settings):
+    windows, whole = SlidingWindow(32, 16), WholeImage()
+    module = MaskCLIP(clip=tiny_settings, templates="single", inference=windows, inference_for={"pets": whole}).eval()
+    vocabulary = Vocabulary.from_words(["cat", "dog", "sky"])
+    images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))]
+    batch = {"image": images, "original_size": [(64, 64)]}
+    with torch.no_grad():
+        usual = module.label_maps(batch, vocabulary)[0]
+        other = module.label_maps({**batch, "dataset": "pets"}, vocabulary)[0]
+        module.inference = whole
+        expected = module.label_maps(batch, vocabulary)[0]
+    assert torch.equal(other, expected)
+    assert not torch.equal(other, usual)

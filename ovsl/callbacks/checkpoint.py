@@ -41,6 +41,6 @@ class RunCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, which need not be a multiple of the interval; not in debug runs, as the stock hook does."""
+        """Save the last step, which need not be a multiple of the interval; but not in a debug run."""
         if self._last_global_step_saved != trainer.global_step and not is_debug_run(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))

@@ -19,7 +19,7 @@ case $world in
 esac
 steps=(${STEPS:+--trainer.max_steps "$STEPS"})
 if [ "$world" = toy ] || [ "$world" = camvid ]; then
-  steps=(--trainer.max_steps "${STEPS:-600}" --trainer.limit_val_batches 0)
+  steps=(--trainer.max_steps "${STEPS:-250}" --trainer.limit_val_batches 0)
 fi
 number=0
 if [ "${REPORT:-}" != only ]; then

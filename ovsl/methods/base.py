@@ -121,6 +121,17 @@ class SegmentationModule(LightningModule):
         """
         raise NotImplementedError
 
+    def released_network(self, images: Tensor, text: TextEmbeddings) -> object:
+        """The network as the official code runs it and its multiply-adds are published: :meth:`forward` by default.
+
+        For methods whose inference here leaves out work of the official code that no result depends on.
+
+        Args:
+            images: uint8 RGB ``(B, 3, H, W)``.
+            text: Text embeddings of C classes.
+        """
+        return self(images, text)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Weighted losses of a training batch; their sum is minimised.
 

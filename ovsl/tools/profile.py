@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import resource
 import sys
 import time
@@ -24,9 +25,10 @@ aten = torch.ops.aten
 DESCRIPTION = """Print the size and the cost of a method.
 
 Multiply-adds are those of one image: the network with all classes as queries, the text tower left out (its embeddings
-are computed once per vocabulary). The first figure counts linear layers, convolutions, attention and other products;
-the second adds layer norms (5 per element) and what brings class scores to the size of the image (4 per element of a
-resize). Publications differ: ZegCLIP's figures are of the second kind, SAN's of the first."""
+are computed once per vocabulary). The first figure counts linear layers, convolutions, attention, sampled weighted sums
+and other products, of the network as the official code runs it; the second is that of inference here, with layer norms
+(5 per element) and what brings class scores to the size of the image (4 per element of a resize). Publications differ:
+ZegCLIP's figures are of the second kind, SAN's and FC-CLIP's of the first."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,8 @@ class Profile:
         parameters: All parameters, the CLIP with both towers included.
         trainable: Those that train.
         text_parameters: Those of the text tower, which runs once per vocabulary.
-        network_multiply_adds: Of one image through the network: matrix products, convolutions, attention.
-        multiply_adds: The same with layer norms and with what evaluation adds: scores at the size of the image.
+        network_multiply_adds: Of one image through the network as released: matrix products, convolutions, attention.
+        multiply_adds: Of one image through inference here, layer norms and scores at the size of the image included.
         latency: Median seconds of one batch, from uint8 images to class scores at their size.
         peak_memory: Bytes; on a GPU of the allocator's peak, on a CPU of the process.
         size: Side of the image.
@@ -61,13 +63,13 @@ class Profile:
 
     def __str__(self) -> str:
         rows = (
-            ("parameters", f"{self.parameters / 1e6:.2f} M (text tower {self.text_parameters / 1e6:.2f} M)"),
-            ("trainable", f"{self.trainable / 1e6:.2f} M"),
+            ("parameters", f"{self.parameters:,} (text tower {self.text_parameters:,})"),
+            ("trainable", f"{self.trainable:,}"),
             (
                 "multiply-adds",
                 f"{self.network_multiply_adds / 1e9:.2f} G ({self.size}x{self.size}, {self.num_classes} classes)",
             ),
-            ("with norms, scores", f"{self.multiply_adds / 1e9:.2f} G (layer norms, class scores at the image's size)"),
+            ("of inference here", f"{self.multiply_adds / 1e9:.2f} G (layer norms, class scores at the image's size)"),
             ("latency", f"{self.latency * 1e3:.1f} ms (batch of {self.batch_size}, {self.device})"),
             ("images per second", f"{self.batch_size / self.latency:.2f}"),
             ("peak memory", f"{self.peak_memory / 2**20:.0f} MiB"),
@@ -97,7 +99,8 @@ def profile(
     text = random_text(model, classes)
     image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, device=device)
     with torch.no_grad():
-        network_multiply_adds = count_multiply_adds(lambda: model(image, text), norms_and_resizes=False)
+        network = functools.partial(model.released_network, image, text)
+        network_multiply_adds = count_multiply_adds(network, norms_and_resizes=False)
     multiply_adds = count_multiply_adds(lambda: scores_at_original_size(model, image, text))
     images = image.expand(batch_size, -1, -1, -1)
     if images.is_cuda:
@@ -138,21 +141,24 @@ def scores_at_original_size(model: SegmentationModule, images: Tensor, text: Tex
 
 
 def count_multiply_adds(function: Callable[[], Any], norms_and_resizes: bool = True) -> int:
-    """Multiply-adds of a call: matrix products, convolutions and attention.
+    """Multiply-adds of a call: matrix products, convolutions, attention, and weighted sums of sampled points.
 
     Args:
         function: What is counted.
         norms_and_resizes: Whether layer norms and bilinear resizes count as well.
     """
-    custom = {
-        aten.native_layer_norm: _layer_norm_flops,
-        aten.upsample_bilinear2d: _bilinear_flops,
-    }
-    custom = custom if norms_and_resizes else {}
+    custom: dict[Any, Any] = {aten.grid_sampler_2d: _sampling_flops}
+    if norms_and_resizes:
+        custom |= {aten.native_layer_norm: _layer_norm_flops, aten.upsample_bilinear2d: _bilinear_flops}
     # The fused attention kernels differ by device, and not all of them are known to the counter.
     with FlopCounterMode(display=False, custom_mapping=custom) as counter, sdpa_kernel(SDPBackend.MATH):
         function()
     return int(counter.get_total_flops()) // 2
+
+
+def _sampling_flops(*args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
+    # Deformable attention weights each sampled value once; the interpolation itself is left out, as in publications.
+    return 2 * torch.Size(out_shape).numel()
 
 
 def _layer_norm_flops(input_shape: torch.Size, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:

@@ -4,7 +4,8 @@ from typing import Literal
 import pytest
 import torch
 
-from ovsl.methods import SAN, ZegCLIP
+from ovsl.clip import TextEmbeddings
+from ovsl.methods import FCCLIP, SAN, ZegCLIP
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san.network import SideAdapterSettings
 from ovsl.tools import profile as tool
@@ -32,6 +33,27 @@ def test_multiply_adds_of_san_are_those_of_its_network(
         with torch.no_grad():
             found = tool.count_multiply_adds(lambda: model(images, text), norms_and_resizes=False)
     assert round(found / 1e9, 2) == published
+
+
+@pytest.mark.parametrize(
+    ("size", "clip", "published"),
+    [
+        ((1024, 1024), CLIPSettings("convnext_large_d_320"), 967.6),
+        ((800, 1216), CLIPSettings("convnext_large_d_320"), 898.1),
+        ((1024, 1024), CLIPSettings("RN50", quick_gelu=True), 364.1),
+    ],
+)
+def test_multiply_adds_of_fc_clip_are_those_of_the_release(
+    size: tuple[int, int], clip: CLIPSettings, published: float
+) -> None:
+    with torch.device("meta"):
+        model = FCCLIP(clip=clip).eval()
+        images = torch.empty(1, 3, *size, dtype=torch.uint8)
+        # The 133 classes of COCO panoptic have 254 names.
+        names = TextEmbeddings(torch.empty(254, model.clip.embedding_dimension), torch.arange(254) % 133, 133)
+        with torch.no_grad():
+            found = tool.count_multiply_adds(lambda: model.released_network(images, names), norms_and_resizes=False)
+    assert round(found / 1e9, 1) == published
 
 
 def test_operations_are_counted_by_their_definition() -> None:

@@ -177,6 +177,11 @@ class FCCLIP(SegmentationModule):
         class_logits, mask_logits = self.network(features, text)[-1]
         return self.ensemble(features[-1], class_logits, mask_logits, text, (padded.shape[2], padded.shape[3]))
 
+    def released_network(self, images: Tensor, text: TextEmbeddings) -> object:
+        """Backbone and decoders, every prediction classified; inference here classifies the last one alone."""
+        padded = pad_to_multiple(self.clip.normalize(images), STRIDE)
+        return self.network(self.backbone_features(padded), text, intermediate=True)
+
     def ensemble(
         self,
         coarsest: Tensor,

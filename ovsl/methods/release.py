@@ -1,0 +1,78 @@
+"""What the ``official.py`` of every method shares: each tensor of a released checkpoint is accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from ovsl.errors import InputError
+from ovsl.methods.base import SegmentationModule
+
+CLIP_TOLERANCE = 1e-3
+"""Largest difference, relative to a tensor's largest entry, at which a frozen CLIP weight counts as the same one:
+releases store some of them in half precision."""
+
+
+def load_release(
+    module: SegmentationModule,
+    found: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    check: str,
+    text_tower_optional: bool = False,
+) -> None:
+    """Load the renamed tensors of a release into a freshly built module.
+
+    Frozen CLIP weights have to be those that the module stands on already; where it was built with random ones they are
+    loaded like the rest.
+
+    Args:
+        module: The module that ``expected`` belongs to.
+        found: Tensors of the release under our names.
+        expected: Parameters and buffers, or views of them, that the release should fill.
+        check: Settings that decide on names and shapes, for the message.
+        text_tower_optional: Whether the release may lack CLIP's text tower; never where the module's is random.
+
+    Raises:
+        InputError: With what is missing, left over, of another shape, or of another CLIP.
+    """
+    method, pretrained = type(module).__name__, module.clip.pretrained is not None
+    missing = expected.keys() - found.keys()
+    if text_tower_optional and pretrained:
+        missing = {name for name in missing if not name.startswith("clip.") or name.startswith("clip.model.visual.")}
+    unexpected = found.keys() - expected.keys()
+    wrong = [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
+    if missing or unexpected or wrong:
+        raise InputError(
+            f"The file does not fit the configured {method}: {_some(missing)} missing, {_some(unexpected)} left over, "
+            f"{_some(wrong)} of another shape; check {check}."
+        )
+    different = []
+    with torch.no_grad():
+        frozen = [name for name in found if name.startswith("clip.") and not expected[name].requires_grad]
+        if pretrained:
+            different = [name for name in frozen if not _same(found[name], expected[name])]
+        if different:
+            raise InputError(
+                f"The file was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): of "
+                f"{len(frozen)} frozen weights {_some(different)} differ; set model.clip to the CLIP of the release."
+            )
+        for name in found.keys() - (set(frozen) if pretrained else set()):
+            expected[name].copy_(found[name])
+
+
+def unknown_names(method: str, names: list[str]) -> InputError:
+    """The error of a file with names that no rule of the method knows."""
+    return InputError(f"Not a checkpoint of {method}: no rule for {_some(names)} of its names.")
+
+
+def _same(found: Tensor, own: Tensor) -> bool:
+    return bool((found - own).abs().max() <= CLIP_TOLERANCE * found.abs().max())
+
+
+def _some(names: Collection[str]) -> str:
+    """How many there are, and the first three."""
+    if not names:
+        return "0"
+    return f"{len(names)} ({', '.join(sorted(names)[:3])}{', ...' if len(names) > 3 else ''})"

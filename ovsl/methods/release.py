@@ -32,15 +32,16 @@ def load_release(
         found: Tensors of the release under our names.
         expected: Parameters and buffers, or views of them, that the release should fill.
         check: Settings that decide on names and shapes, for the message.
-        text_tower_optional: Whether the release may lack CLIP's text tower; never where the module's is random.
+        text_tower_optional: Whether the release may lack the whole text tower of CLIP, which then stays as it is.
 
     Raises:
         InputError: With what is missing, left over, of another shape, or of another CLIP.
     """
     method, pretrained = type(module).__name__, module.clip.pretrained is not None
     missing = expected.keys() - found.keys()
-    if text_tower_optional and pretrained:
-        missing = {name for name in missing if not name.startswith("clip.") or name.startswith("clip.model.visual.")}
+    text = {name for name in expected if name.startswith("clip.") and not name.startswith("clip.model.visual.")}
+    if text_tower_optional and not (text - {"clip.model.logit_scale"}) & found.keys():
+        missing -= text
     unexpected = found.keys() - expected.keys()
     wrong = [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
     if missing or unexpected or wrong:

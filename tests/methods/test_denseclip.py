@@ -179,11 +179,11 @@ def test_official_names_are_all_accounted_for() -> None:
         value.fill_(7)
     official.convert(weights, module)
     assert not [name for name, value in own.items() if (value == 7).all()]
-    with pytest.raises(InputError, match=r"1 weights missing \(contexts\.contexts\)"):
+    with pytest.raises(InputError, match=r"1 \(contexts\.contexts\) missing"):
         official.convert({name: t for name, t in weights.items() if name != "contexts"}, build(config, **small))
-    with pytest.raises(InputError, match="no rule for 1 of its names"):
+    with pytest.raises(InputError, match=r"no rule for 1 \(.*\) of its names"):
         official.convert({**weights, "auxiliary": torch.zeros(1)}, build(config, **small))
-    with pytest.raises(InputError, match=r"of another shape.*check num_classes"):
+    with pytest.raises(InputError, match=r"of another shape.*num_classes"):
         official.convert(weights, build(config, **small | {"num_classes": 5}))
 
 

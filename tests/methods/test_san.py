@@ -262,7 +262,7 @@ def test_convert_compares_the_frozen_clip_with_a_pretrained_one(module):
 
 def test_convert_refuses_what_does_not_fit(module):
     official = official_names(module)
-    with pytest.raises(InputError, match=r"1 weights missing \(network\.side_network\.query_embedding"):
+    with pytest.raises(InputError, match=r"1 \(network\.side_network\.query_embedding\) missing"):
         convert({n: t for n, t in official.items() if not n.endswith("query_embed")}, module)
     with pytest.raises(InputError, match=r"decode_head\.bias"):
         convert(official | {"decode_head.bias": torch.zeros(1)}, module)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ovsl.errors import InputError
 from ovsl.methods.denseclip.module import DenseCLIP
+from ovsl.methods.release import load_release, unknown_names
 
 # Official pattern on the left, ours on the right; the first that matches names the tensor.
 NAMES = (
@@ -31,7 +31,6 @@ NAMES = (
     (r"decode_head\.scale_heads\.(\d+)\.4\.(.*)", r"network.head.branches.\1.2.\2"),
 )
 BLOCK_PARTS = {"conv.": "0.", "bn.": "1."}
-CLIP_TOLERANCE = 1e-3
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,7 +53,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours = re.sub(r"(conv|bn)\.(?=\w+$)", lambda match: BLOCK_PARTS[match[0]], ours)
         renamed[ours] = tensor.float() if tensor.is_floating_point() else tensor
     if unknown:
-        raise InputError(f"Not a DenseCLIP checkpoint: no rule for {len(unknown)} of its names ({_some(unknown)}).")
+        raise unknown_names("DenseCLIP", unknown)
     return renamed
 
 
@@ -72,45 +71,13 @@ def convert(state_dict: Mapping[str, Tensor], module: DenseCLIP) -> None:
         InputError: With what is missing, left over, of another shape, or of another CLIP.
     """
     found = rename(state_dict)
-    own = module.state_dict(keep_vars=True)  # with an argument the frozen CLIP is not left out
-    text = {name: tensor for name, tensor in found.items() if name.startswith("clip.model.")}
-    trained = {name: tensor for name, tensor in found.items() if name not in text}
     # `attn_mask` is no weight; the temperature of the contrastive training is not used and not released.
-    text = {name: tensor for name, tensor in text.items() if not name.endswith("attn_mask")}
-    wanted = {name for name in own if not name.startswith("clip.")}
-    if text:
-        wanted |= {name for name in own if name.startswith("clip.model.")}
-        wanted -= {"clip.model.logit_scale", "clip.model.attn_mask"}
-    both = trained | text
-    missing, unexpected = sorted(wanted - both.keys()), sorted(both.keys() - wanted)
-    if missing or unexpected:
-        raise InputError(
-            f"The checkpoint does not fit the configured DenseCLIP: {len(missing)} weights missing ({_some(missing)}), "
-            f"{len(unexpected)} left over ({_some(unexpected)}); check clip.model, num_classes and language_guidance."
-        )
-    wrong, different = [], []
-    for name, tensor in both.items():
-        target = own[name].detach()
-        if name == "clip.model.positional_embedding":
-            target = target[: len(tensor)]
-        if target.shape != tensor.shape:
-            wrong.append(f"{name} {tuple(tensor.shape)} for {tuple(target.shape)}")
-        elif name in text and module.clip.pretrained is not None:
-            if (target - tensor).abs().max() > CLIP_TOLERANCE * tensor.abs().max():
-                different.append(name)
-        else:
-            target.copy_(tensor)
-    if wrong:
-        raise InputError(
-            f"The checkpoint does not fit the configured DenseCLIP: {len(wrong)} weights of another shape "
-            f"({_some(wrong)}); check num_classes, input_resolution and num_contexts."
-        )
-    if different:
-        raise InputError(
-            f"The checkpoint was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
-            f"{len(different)} weights of the text tower differ ({_some(different)})."
-        )
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "") if names else "none"
+    found.pop("clip.model.attn_mask", None)
+    unused = ("clip.model.logit_scale", "clip.model.attn_mask")
+    # With an argument the frozen CLIP is not left out.
+    expected = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in unused}
+    position = "clip.model.positional_embedding"
+    if position in found:
+        expected[position] = expected[position][: len(found[position])]
+    check = "clip.model, num_classes, language_guidance, input_resolution and num_contexts"
+    load_release(module, found, expected, check, text_tower_optional=True)

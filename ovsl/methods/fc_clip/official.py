@@ -6,15 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ovsl.errors import InputError
 from ovsl.methods.fc_clip.module import FCCLIP
+from ovsl.methods.release import load_release
 
 CLIP_PREFIX = "backbone.clip_model."
 # Weights went through half precision at most.
-CLIP_TOLERANCE = 1e-3
 
 # Channels of the first stage (ConvNeXt: of the stem) and embedding size -> CLIP of the published checkpoints.
 RELEASES = {
@@ -149,39 +148,12 @@ def convert(state_dict: Mapping[str, Tensor], module: FCCLIP) -> None:
     Raises:
         InputError: Weights are missing, unexpected or of another shape, or the module's CLIP is another one.
     """
-    found = rename(state_dict)
-    expected = {f"network.{name}": tensor for name, tensor in module.network.state_dict().items()}
-    clip = {f"clip.model.{name}": tensor for name, tensor in module.clip.model.state_dict().items()}
+    expected = {f"network.{name}": tensor for name, tensor in module.network.state_dict(keep_vars=True).items()}
+    expected |= {f"clip.model.{name}": tensor for name, tensor in module.clip.model.state_dict(keep_vars=True).items()}
     # The number of batches behind BatchNorm's statistics is used by no forward pass.
-    found = {name: tensor for name, tensor in found.items() if not name.endswith("num_batches_tracked")}
-    clip = {name: tensor for name, tensor in clip.items() if not name.endswith("num_batches_tracked")}
-    wanted = set(expected) if module.clip.pretrained is not None else {*expected, *clip}
-    own = expected | clip
-    missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - own.keys())
-    wrong = sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape)
-    if missing or unexpected or wrong:
-        raise InputError(
-            f"The file does not fit the configured FCCLIP: {len(missing)} weights missing ({_some(missing)}), "
-            f"{len(unexpected)} left over ({_some(unexpected)}), {len(wrong)} of another shape ({_some(wrong)}); set "
-            "model.clip, model.pixel_decoder and model.mask_decoder to those of the release."
-        )
-    if module.clip.pretrained is not None:
-        frozen = sorted(found.keys() & clip.keys())
-        different = [name for name in frozen if not _same(found.pop(name), clip[name])]
-        if different:
-            raise InputError(
-                f"The file stands on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
-                f"{len(different)} of {len(frozen)} frozen tensors differ ({_some(different)}); "
-                "set model.clip to match."
-            )
-    with torch.no_grad():
-        for name, tensor in found.items():
-            own[name].copy_(tensor)
-
-
-def _same(found: Tensor, own: Tensor) -> bool:
-    return bool((found - own).abs().max() <= CLIP_TOLERANCE * found.abs().max())
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
+    found, expected = (
+        {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
+        for tensors in (rename(state_dict), expected)
+    )
+    check = "model.clip, model.pixel_decoder and model.mask_decoder"
+    load_release(module, found, expected, check, text_tower_optional=module.clip.pretrained is not None)

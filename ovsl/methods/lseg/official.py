@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ovsl.errors import InputError
 from ovsl.methods.lseg.module import LSeg
+from ovsl.methods.release import load_release, unknown_names
 
 # Official pattern on the left, ours on the right; the first that matches names the tensor. Levels count from 1 there.
 NAMES = (
@@ -39,8 +40,6 @@ DROPPED = (
     r"clip_pretrained\.logit_scale",
 )
 
-CLIP_TOLERANCE = 1e-3
-
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Bring an official state dict to the names of :class:`LSeg`; half precision becomes float32.
@@ -63,7 +62,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         ours = re.sub(r"\{(\d)\}", lambda level: str(int(level[1]) - 1), re.sub(rule[0], rule[1], name))
         renamed[ours] = tensor.float() if tensor.is_floating_point() else tensor
     if unknown:
-        raise InputError(f"Not an LSeg checkpoint: no rule for {len(unknown)} of its names ({_some(unknown)}).")
+        raise unknown_names("LSeg", unknown)
     return renamed
 
 
@@ -82,31 +81,10 @@ def convert(state_dict: Mapping[str, Tensor], module: LSeg) -> None:
     """
     found = rename(state_dict)
     own = module.state_dict(keep_vars=True)  # with an argument the frozen CLIP is not left out
-    wanted = {name for name in own if name.startswith("network.")}
-    if any(name.startswith("clip.") for name in found):
-        wanted |= {name for name in own if name.startswith("clip.model.")}
-        wanted -= {"clip.model.logit_scale", "clip.model.attn_mask"}
-    missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
-    wrong = sorted(name for name in wanted & found.keys() if own[name].shape != found[name].shape)
-    if missing or unexpected or wrong:
-        raise InputError(
-            f"The checkpoint does not fit the configured LSeg: {len(missing)} weights missing ({_some(missing)}), "
-            f"{len(unexpected)} left over ({_some(unexpected)}), {len(wrong)} of another shape ({_some(wrong)}); check "
-            "backbone, width, regularizer and clip.model."
-        )
-    different = []
-    for name, tensor in found.items():
-        target = own[name].detach()
-        if name.startswith("clip.") and module.clip.pretrained is not None:
-            if (target - tensor).abs().max() > CLIP_TOLERANCE * tensor.abs().max():
-                different.append(name)
-        else:
-            target.copy_(tensor)
-    if different:
-        raise InputError(
-            f"The checkpoint was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
-            f"{len(different)} weights of the text tower differ ({_some(different)})."
-        )
+    unused = ("clip.model.logit_scale", "clip.model.attn_mask")
+    expected = {n: t for n, t in own.items() if n.startswith(("network.", "clip.model.")) and n not in unused}
+    check = "backbone, width, regularizer and clip.model"
+    load_release(module, found, expected, check, text_tower_optional=True)
 
 
 def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -137,7 +115,3 @@ def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         "matching": "float16",
     }
     return {"init_args": init_args, "vocabulary": None, "split": None}
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "") if names else "none"

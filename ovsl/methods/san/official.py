@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ovsl.errors import InputError
+from ovsl.methods.release import load_release
 from ovsl.methods.san.module import SAN
 
-CLIP_TOLERANCE = 1e-3
 """Frozen CLIP weights may have gone through half precision."""
 
 # Width and patch size of CLIP -> the CLIP of the published checkpoint, and what its network does not share with B/16.
@@ -114,32 +113,4 @@ def convert(state_dict: Mapping[str, Tensor], module: SAN) -> None:
     Raises:
         InputError: Weights are missing, unexpected or of another shape, or the module's CLIP is another one.
     """
-    found, own = rename(state_dict), dict(module.named_parameters())
-    missing, unexpected = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
-    wrong = sorted(name for name in own.keys() & found.keys() if own[name].shape != found[name].shape)
-    if missing or unexpected or wrong:
-        raise InputError(
-            f"The file does not fit the configured SAN: {len(missing)} weights missing ({_some(missing)}), "
-            f"{len(unexpected)} left over ({_some(unexpected)}), {len(wrong)} of another shape ({_some(wrong)}); set "
-            "model.clip and model.network to those of the release."
-        )
-    if module.clip.pretrained is not None:
-        frozen = [name for name in own if name.startswith("clip.") and not own[name].requires_grad]
-        different = [name for name in frozen if not _same(found.pop(name), own[name])]
-        if different:
-            raise InputError(
-                f"The file stands on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
-                f"{len(different)} of {len(frozen)} frozen weights differ ({_some(different)}); "
-                "set model.clip to match."
-            )
-    with torch.no_grad():
-        for name, tensor in found.items():
-            own[name].copy_(tensor)
-
-
-def _same(found: Tensor, own: Tensor) -> bool:
-    return bool((found - own).abs().max() <= CLIP_TOLERANCE * found.abs().max())
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
+    load_release(module, rename(state_dict), dict(module.named_parameters()), "model.clip and model.network")

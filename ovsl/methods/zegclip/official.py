@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ovsl.clip import vit
 from ovsl.errors import InputError
+from ovsl.methods.release import load_release, unknown_names
 from ovsl.methods.zegclip.module import ZegCLIP
 
 # Official pattern on the left, ours on the right; the first that matches names the tensor.
@@ -26,8 +26,6 @@ DROPPED = (
     # Class weights of a criterion that the loss never reads.
     r"decode_head\.loss_decode\.criterion\.empty_weight",
 )
-
-CLIP_TOLERANCE = 1e-3
 
 # Entries of `empty_weight` (one more than the classes in training) -> vocabulary, split, templates of the releases.
 RELEASES = {
@@ -61,7 +59,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             unknown.append(name)
     if unknown:
-        raise InputError(f"Not a ZegCLIP checkpoint: no rule for {len(unknown)} of its names ({_some(unknown)}).")
+        raise unknown_names("ZegCLIP", unknown)
     return renamed
 
 
@@ -115,46 +113,18 @@ def convert(state_dict: Mapping[str, Tensor], module: ZegCLIP) -> None:
     if not module.network.encoder.has_prompt_norm:
         # Shallow prompts: the official module has the norm, but its forward pass never gets there.
         found = {name: t for name, t in found.items() if not name.startswith("network.encoder.prompt_norm.")}
-    expected = dict(module.named_parameters())
-    wanted = {name for name in expected if name.startswith("network.")}
-    if any(not name.startswith("clip.model.visual.") for name in found if name.startswith("clip.")):
-        wanted |= {name for name in expected if name.startswith("clip.model.")}
-    else:  # a release without its text tower
-        wanted |= {name for name in expected if name.startswith("clip.model.visual.")}
-    wanted.discard("clip.model.logit_scale")  # the temperature of the contrastive training, used nowhere here
-    missing, unexpected = sorted(wanted - found.keys()), sorted(found.keys() - wanted)
-    if missing or unexpected:
-        raise InputError(
-            f"The checkpoint does not fit the configured ZegCLIP: {len(missing)} weights missing ({_some(missing)}), "
-            f"{len(unexpected)} left over ({_some(unexpected)}); check num_prompts, deep_prompt_layers, decoder_layers "
-            "and clip.model."
-        )
-    compare = module.clip.pretrained is not None
-    load, different, wrong = {}, [], []
-    for name, tensor in found.items():
-        own = expected[name].detach()
-        if compare and not expected[name].requires_grad:
-            if name == "clip.model.visual.positional_embedding" and own.shape != tensor.shape:
-                side = int((tensor.shape[0] - 1) ** 0.5)
-                own = vit.interpolate_positions(own, (side, side), "bilinear")
-            if own.shape != tensor.shape or (own - tensor).abs().max() > CLIP_TOLERANCE * tensor.abs().max():
-                different.append(name)
-        elif own.shape != tensor.shape:
-            wrong.append(f"{name}: {tuple(tensor.shape)}, not {tuple(own.shape)}")
-        else:
-            load[name] = tensor
-    if wrong:
-        raise InputError(f"{len(wrong)} weights of the checkpoint have another shape than configured ({_some(wrong)}).")
-    if different:
-        raise InputError(
-            f"The checkpoint stands on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): "
-            f"{len(different)} frozen weights differ ({_some(different)}); the published ones use "
-            "ViT-B-16 with the weights `openai`."
-        )
-    with torch.no_grad():
-        for name, tensor in load.items():
-            expected[name].copy_(tensor)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") or "none"
+    expected: dict[str, Tensor] = dict(module.named_parameters())
+    del expected["clip.model.logit_scale"]  # the temperature of the contrastive training, used nowhere here
+    position = "clip.model.visual.positional_embedding"
+    own, theirs = expected[position], found.get(position)
+    if (
+        module.clip.pretrained is not None
+        and theirs is not None
+        and not own.requires_grad
+        and own.shape != theirs.shape
+    ):
+        # A release holds the positions of its training size, made once from CLIP's.
+        side = int((theirs.shape[0] - 1) ** 0.5)
+        expected[position] = vit.interpolate_positions(own.detach(), (side, side), "bilinear")
+    check = "num_prompts, deep_prompt_layers, decoder_layers and clip.model"
+    load_release(module, found, expected, check, text_tower_optional=True)

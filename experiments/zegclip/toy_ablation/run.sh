@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The ablation of ZegCLIP on the toy world: four rows, three seeds each, then one table of mean and spread.
 #   experiments/zegclip/toy_ablation/run.sh [FOLDER OF THE RUNS]      from the root of the repository
-# STEPS (1000), SEEDS ("0 1 2") and OVSL (ovsl) can be set. What is finished is not run again.
+# STEPS (2000), SEEDS ("0 1 2") and OVSL (ovsl) can be set. What is finished is not run again.
 set -euo pipefail
 here=experiments/zegclip/toy_ablation
 runs=${1:-runs/toy_ablation}
@@ -13,7 +13,7 @@ for seed in ${SEEDS:-0 1 2}; do
     echo "== $row, seed $seed"
     $ovsl fit -c configs/methods/zegclip.yaml -c configs/data/toy.yaml -c configs/trainer/cpu.yaml -c "$here/$row.yaml" \
       --seed_everything "$seed" --data.seed "$seed" --run_dir "$run" \
-      --data.batch_size 8 --data.train_transform.crop_size 96 --trainer.max_steps "${STEPS:-1000}" --trainer.limit_val_batches 0
+      --data.batch_size 8 --data.train_transform.crop_size 96 --trainer.max_steps "${STEPS:-2000}" --trainer.limit_val_batches 0
     $ovsl test -c "$run/config.yaml" --run_dir "$run"
   done
 done

@@ -1,7 +1,9 @@
 """Sources of labelled images, their order, their transforms, and the data module."""
 
 from ovsl.data.datamodule import EvaluationSet, PredictionData, SegmentationDataModule
-from ovsl.data.sources import HubSource, ImageFiles, ParquetSource, Row, Segments, Source, ToySource
+from ovsl.data.parquet import HubSource, ParquetSource
+from ovsl.data.sources import ImageFiles, Row, Segments, Source
+from ovsl.data.toy import ToySource
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 
 __all__ = [

@@ -14,6 +14,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
+from ovsl.data.sources import Row, Segments, Source
+
 ATTRIBUTES = ("red", "yellow", "blue", "purple", "white", "black", "striped", "checkered", "dotted")
 SHAPES = ("circle", "triangle", "star", "ring")
 THINGS = tuple(f"{attribute} {shape}" for attribute in ATTRIBUTES for shape in SHAPES)
@@ -112,6 +114,40 @@ def render_scene(
     objects = tuple(SceneObject(name, int(count)) for name, count in zip(drawn, counts[1:], strict=True))
     pixels = np.clip(image + rng.normal(0, 3) + _noise_bank()[:size, :size, None] * 3, 0, 255).astype(np.uint8)
     return Scene(pixels, semantic, instances, objects, stuff, _caption(rng, drawn, stuff))
+
+
+class ToySource(Source):
+    """Scenes of the toy world, drawn when they are asked for.
+
+    Args:
+        seed: Seed of the scenes; two seeds share no scene.
+        length: Number of scenes.
+        size: Height and width of the scenes in pixels.
+        panoptic: Whether scenes come with their segments: every object and every material.
+    """
+
+    def __init__(self, seed: int = 0, length: int = 2000, size: int = 128, panoptic: bool = True) -> None:
+        self.seed = seed
+        self.length = length
+        self.size = size
+        self.panoptic = panoptic
+        self.name = f"toy scenes (seed {seed})"
+
+    def __len__(self) -> int:
+        return self.length
+
+    def row(self, index: int) -> Row:
+        """Draw one scene; see :class:`Source`."""
+        scene = render_scene(self.seed, index, self.size)
+        segments = None
+        if self.panoptic:
+            classes = np.array([*(drawn.class_index for drawn in scene.objects), *scene.stuff])
+            # Objects are numbered in the scene already; the materials follow.
+            materials = np.zeros(classes.max() + 1, np.uint16)
+            materials[list(scene.stuff)] = len(scene.objects) + 1 + np.arange(len(scene.stuff))
+            ids = np.where(scene.instances > 0, scene.instances, materials[scene.semantic])
+            segments = Segments(ids, classes, np.zeros(len(classes), bool))
+        return Row(f"toy-{self.seed}-{index:06d}", scene.image, scene.semantic, segments=segments)
 
 
 def _caption(rng: np.random.Generator, drawn: list[int], stuff: tuple[int, ...]) -> str:

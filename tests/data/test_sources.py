@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovsl.data.parquet import ParquetSource
 from ovsl.data.samples import LabelledRows
-from ovsl.data.sources import INVALID_LABEL, ParquetSource, Row, Source, label_table
+from ovsl.data.sources import INVALID_LABEL, Row, Source, label_table
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 from tests.data.shards import TRAIN, VALIDATION, png, record, write_shard, write_shards

@@ -1,0 +1,318 @@
+"""Rows of Parquet files, streamed: repositories of the Hugging Face Hub, and local files."""
+
+import os
+import time
+from abc import abstractmethod
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from ovsl.data.order import group_order
+from ovsl.data.sources import LabelTransform, Row, Segments, Source, decode_image, one_line
+from ovsl.errors import InputError
+
+# Read attempts of one row group, on top of the retries inside `huggingface_hub` and `datasets`.
+READ_ATTEMPTS = 3
+
+
+class ParquetRows(Source):
+    """Rows of Parquet files, streamed by ``datasets`` one row group at a time.
+
+    Row counts come from the footers, so any row can be reached without reading those before it, and a resumed run skips
+    what it has seen without touching it. A reader keeps the encoded rows of the last ``interleave`` row groups.
+
+    Args:
+        image_column: Column with the encoded image.
+        mask_column: Column with the encoded label mask.
+        id_column: Column with a name for the row; None takes the row number.
+        label_transform: What the label values mean, see :func:`label_table`.
+        ignore_index: Label value of the files that stands for "no label".
+        mask_encoding: ``index``: the pixel value of the mask is the label.
+        interleave: Row groups that are mixed in training. Memory of a reader grows with it. Where it is a multiple of
+            (global batch x workers), every row group is read by one worker only.
+        panoptic_column: Column with the encoded panoptic map, an RGB picture of ids R + 256 G + 65536 B, 0 where there
+            is no segment; None takes no segments.
+        segments_column: Column that lists the segments of that map: ``id``, ``category_id`` (a label value like those
+            of the mask), ``iscrowd``.
+    """
+
+    def __init__(
+        self,
+        image_column: str = "image",
+        mask_column: str = "mask",
+        id_column: str | None = None,
+        label_transform: LabelTransform = "identity",
+        ignore_index: int = 255,
+        mask_encoding: Literal["index"] = "index",
+        interleave: int = 16,
+        panoptic_column: str | None = None,
+        segments_column: str = "segments_info",
+    ) -> None:
+        self.image_column = image_column
+        self.mask_column = mask_column
+        self.id_column = id_column
+        self.label_transform = label_transform
+        self.ignore_index = ignore_index
+        self.mask_encoding = mask_encoding
+        self.interleave = interleave
+        self.panoptic_column = panoptic_column
+        self.segments_column = segments_column
+        self.panoptic = panoptic_column is not None
+        self._open_groups: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
+
+    @abstractmethod
+    def _builder(self) -> Any:
+        """The ``datasets`` builder of the files."""
+
+    @property
+    @abstractmethod
+    def _split(self) -> str:
+        """Name of the split in the builder."""
+
+    @property
+    @abstractmethod
+    def _remedy(self) -> str:
+        """What to do when reading fails."""
+
+    @cached_property
+    def _stream(self) -> tuple[Any, np.ndarray]:
+        """The stream with one shard per row group, and the first row of each row group."""
+        import datasets
+        import fsspec  # type: ignore[import-untyped]
+        import pyarrow.parquet as pq
+
+        # The defaults wait up to 20 times 20 s before a dead server is reported.
+        datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 3
+        datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
+        datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 2
+        try:
+            builder = self._builder()
+            splits = builder.config.data_files or {}
+            if builder.name != "parquet":
+                raise InputError(
+                    f"{self.name} holds '{builder.name}' data, but only Parquet can be streamed in a reproducible "
+                    "order: convert it to Parquet with an image and a mask column."
+                )
+            if self._split not in splits:
+                raise InputError(f"{self.name} has no split '{self._split}': use one of {', '.join(map(str, splits))}.")
+
+            def footer(url: str) -> Any:
+                with fsspec.open(url, "rb") as file:
+                    return pq.read_metadata(file)
+
+            with ThreadPoolExecutor(8) as pool:
+                footers = list(pool.map(footer, splits[self._split]))
+            columns = footers[0].schema.to_arrow_schema().names
+            segments_columns = (self.panoptic_column, self.segments_column) if self.panoptic else ()
+            wanted = [
+                c for c in (self.image_column, self.mask_column, self.id_column, *segments_columns) if c is not None
+            ]
+            for column in wanted:
+                if column not in columns:
+                    raise InputError(f"{self.name} has no column '{column}': set it to one of {', '.join(columns)}.")
+            builder.config.columns = wanted
+            stream = builder.as_streaming_dataset(split=self._split).reshard().with_format("arrow")
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"Cannot open {self.name} ({one_line(error)}): {self._remedy}.") from error
+        sizes = [footer.row_group(i).num_rows for footer in footers for i in range(footer.num_row_groups)]
+        if not sum(sizes):
+            raise InputError(f"{self.name} has no rows in split '{self._split}': {self._remedy}.")
+        if stream.num_shards != len(sizes):
+            raise InputError(f"{self.name} changed while it was opened: pin a revision or start again.")
+        return stream, np.concatenate([[0], np.cumsum(sizes)])
+
+    def __len__(self) -> int:
+        return int(self._stream[1][-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled without the rows that are kept, for workers that are spawned."""
+        return self.__dict__ | {"_open_groups": OrderedDict()}
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """Row groups permuted and interleaved, rows permuted inside each, see :func:`ovsl.data.order.group_order`."""
+        return group_order(np.diff(self._stream[1]).tolist(), seed, epoch, self.interleave)
+
+    def row(self, index: int) -> Row:
+        """Read one row; see :class:`Source`."""
+        first_rows = self._stream[1]
+        group = int(np.searchsorted(first_rows, index, side="right")) - 1
+        values = self._group(group)[index - int(first_rows[group])]
+        id = str(values[self.id_column]) if self.id_column is not None else f"{index:08d}"
+        where = f"row {index} ('{id}') of {self.name}" if self.id_column is not None else f"row {index} of {self.name}"
+        image = np.asarray(decode_image(values[self.image_column], f"image of {where}", mode="RGB"))
+        if values[self.mask_column] is None:
+            raise InputError(
+                f"There is no mask in {where}: remove the row or use another column than '{self.mask_column}'."
+            )
+        semantic = np.asarray(decode_image(values[self.mask_column], f"mask of {where}"))
+        if semantic.ndim != 2:
+            raise InputError(f"The mask of {where} is a colour picture: convert it to one label value per pixel.")
+        if semantic.shape != image.shape[:2]:
+            raise InputError(
+                f"Image and mask differ in size in {where}: {image.shape[1]}x{image.shape[0]} and "
+                f"{semantic.shape[1]}x{semantic.shape[0]}; repair or remove the row."
+            )
+        segments = None
+        if self.panoptic_column is not None:
+            encoded, listed = values[self.panoptic_column], values[self.segments_column]
+            segments = self._segments(encoded, listed, semantic.shape, where)
+        return Row(id, image, semantic, segments=segments)
+
+    def _segments(
+        self, encoded: Any, listed: list[dict[str, Any]] | None, size: tuple[int, ...], where: str
+    ) -> Segments:
+        if encoded is None or listed is None:
+            raise InputError(f"There is no panoptic map in {where}: remove the row or leave panoptic_column out.")
+        colours = np.asarray(decode_image(encoded, f"panoptic map of {where}", mode="RGB")).astype(np.int32)
+        if colours.shape[:2] != size:
+            raise InputError(f"Image and panoptic map differ in size in {where}: repair or remove the row.")
+        stored = colours @ np.array([1, 1 << 8, 1 << 16], np.int32)
+        try:
+            known = np.array([0, *(entry["id"] for entry in listed)], np.int64)
+            classes = np.array([entry["category_id"] for entry in listed], np.int64)
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"Column '{self.segments_column}' of {where} does not list segments with id and category_id: "
+                "name another column in segments_column."
+            ) from error
+        order = known.argsort()
+        place = np.searchsorted(known, stored, sorter=order).clip(max=len(known) - 1)
+        ids = order.astype(np.uint16)[place]
+        if (wrong := known[ids] != stored).any():
+            raise InputError(
+                f"Segment {int(stored[wrong][0])} of the panoptic map of {where} is not in '{self.segments_column}': "
+                "repair or remove the row."
+            )
+        return Segments(ids, classes, np.array([bool(entry.get("iscrowd")) for entry in listed], bool))
+
+    def _group(self, group: int) -> list[dict[str, Any]]:
+        """Encoded rows of a row group, from the most recently used ones or from the stream."""
+        if group in self._open_groups:
+            self._open_groups.move_to_end(group)
+            return self._open_groups[group]
+        while len(self._open_groups) >= self.interleave:
+            self._open_groups.popitem(last=False)
+        stream, first_rows = self._stream
+        expected = int(first_rows[group + 1] - first_rows[group])
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                shard = stream.shard(num_shards=stream.num_shards, index=group)
+                rows = [row for table in shard.iter(batch_size=expected) for row in table.to_pylist()]
+                if len(rows) != expected:
+                    raise OSError(f"{len(rows)} of {expected} rows")
+                break
+            except Exception as error:
+                if attempt + 1 == READ_ATTEMPTS:
+                    raise InputError(f"Cannot read {self.name} ({one_line(error)}): {self._remedy}.") from error
+                time.sleep(2**attempt)
+        self._open_groups[group] = rows
+        return rows
+
+
+class HubSource(ParquetRows):
+    """A dataset repository of the Hugging Face Hub, streamed: nothing is stored on disk.
+
+    Args:
+        repo: Repository, ``owner/name``.
+        split: Split of the repository, under the name it has there.
+        name: Configuration of the repository, where it has several.
+        revision: Branch, tag or commit; a commit makes the run reproducible.
+        **columns: Columns and what they mean, see :class:`ParquetRows`.
+    """
+
+    def __init__(
+        self,
+        repo: str,
+        split: str = "train",
+        name: str | None = None,
+        revision: str | None = None,
+        **columns: Any,
+    ) -> None:
+        super().__init__(**columns)
+        self.repo = repo
+        self.split = split
+        self.configuration = name
+        self.revision = revision
+        self.name = f"Hub dataset '{repo}' ({split})"
+
+    def _builder(self) -> Any:
+        import datasets
+
+        # `streaming=True` of `load_dataset`, in two steps: the files are known before they are opened.
+        return datasets.load_dataset_builder(self.repo, self.configuration, revision=self.revision)
+
+    @property
+    def _split(self) -> str:
+        return self.split
+
+    @property
+    def _remedy(self) -> str:
+        return "check the name, the network, HF_ENDPOINT and HF_TOKEN, or use ParquetSource with local files"
+
+
+class ParquetSource(ParquetRows):
+    """Local Parquet files.
+
+    Args:
+        files: Folder, file, glob pattern, or a list of these. In a folder, the files of the split are
+            ``<split>-*.parquet``, ``<split>.parquet`` or ``<split>/*.parquet``, at the top or under ``data/``. What is
+            not in the current folder is looked for in the folder that the environment variable ``OVSL_DATA`` names
+            (default ``data``).
+        split: Split whose files are taken from a folder.
+        **columns: Columns and what they mean, see :class:`ParquetRows`.
+    """
+
+    def __init__(
+        self,
+        files: str | list[str],
+        split: str = "train",
+        **columns: Any,
+    ) -> None:
+        super().__init__(**columns)
+        self.files = [files] if isinstance(files, str) else files
+        self.split = split
+        self.name = f"Parquet files '{', '.join(self.files)}' ({split})"
+
+    def _builder(self) -> Any:
+        import datasets
+
+        found = [file for pattern in self.files for file in self._matches(_locate(pattern))]
+        return datasets.load_dataset_builder("parquet", data_files={self._split: [str(file) for file in found]})
+
+    def _matches(self, pattern: Path) -> list[Path]:
+        if pattern.is_dir():
+            patterns = [f"{self.split}-*.parquet", f"{self.split}.parquet", f"{self.split}/*.parquet"]
+            found = [file for top in (pattern, pattern / "data") for p in patterns for file in sorted(top.glob(p))]
+            shards = sorted(pattern.glob("*.parquet")) + sorted((pattern / "data").glob("*.parquet"))
+            if not found and shards:
+                splits = sorted({file.name.split("-0")[0].removesuffix(".parquet") for file in shards})
+                raise InputError(f"Folder '{pattern}' has no split '{self.split}': use one of {', '.join(splits)}.")
+        else:
+            found = sorted(Path(pattern.anchor or ".").glob(str(pattern.relative_to(pattern.anchor))))
+        if not found:
+            raise InputError(
+                f"No Parquet file matches '{pattern}' (split '{self.split}'): check the path of the data, or set "
+                "OVSL_DATA to the folder that holds it."
+            )
+        return found
+
+    @property
+    def _split(self) -> str:
+        return "rows"
+
+    @property
+    def _remedy(self) -> str:
+        return "check that the files are complete Parquet files"
+
+
+def _locate(pattern: str) -> Path:
+    """A path as given where it exists, otherwise below the folder of all data, if it exists there."""
+    given = Path(pattern).expanduser()
+    stored = Path(os.environ.get("OVSL_DATA", "data")) / given
+    return stored if not given.exists() and stored.exists() else given

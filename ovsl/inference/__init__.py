@@ -1,13 +1,15 @@
-"""Inference on :class:`Prediction`: whole image, sliding window, semantic label maps."""
+"""Inference on :class:`Prediction`: whole image, sliding window, several views; label maps, segments, instances."""
 
+from ovsl.inference.multi_scale import MultiScale
 from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, resize
 from ovsl.inference.segmentation import Segmentation, segment
-from ovsl.inference.semantic import Inference, SlidingWindow, WholeImage, average_windows, semantic_labels
+from ovsl.inference.semantic import Inference, SlidingWindow, WholeImage, average_windows
 
 __all__ = [
     "DensePrediction",
     "Inference",
     "MaskPrediction",
+    "MultiScale",
     "Prediction",
     "Segmentation",
     "SlidingWindow",
@@ -15,5 +17,4 @@ __all__ = [
     "average_windows",
     "resize",
     "segment",
-    "semantic_labels",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 from ovsl.inference.instance import Instances, instances
 from ovsl.inference.panoptic import PanopticMap, panoptic_maps
 from ovsl.inference.prediction import MaskPrediction
-from ovsl.inference.semantic import Inference, Predict, WholeImage, semantic_labels, whole_image_labels
+from ovsl.inference.semantic import Inference, Predict, WholeImage, whole_image_labels
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ def segment(
         predict: The network with the vocabulary bound.
         images: ``(B, 3, H, W)``.
         original_size: Size ``(H0, W0)`` at which everything is wanted.
-        inference: Whole image or sliding window.
+        inference: How images go through the network.
         things: For each class whether it is countable; None asks for labels only.
     """
     if things is None or not isinstance(inference, WholeImage):
-        return [Segmentation(labels) for labels in semantic_labels(predict, images, original_size, inference)]
+        return [Segmentation(labels) for labels in inference.labels(predict, images, original_size)]
     size = (images.shape[-2], images.shape[-1])
     prediction = predict(images)
     labels = whole_image_labels(prediction, size, original_size, inference.resize_masks_first)

@@ -6,6 +6,7 @@ the same labels as the arg-max over all of them, because every class is resized 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -16,8 +17,24 @@ from ovsl.inference.prediction import MaskPrediction, Prediction, resize
 Predict = Callable[[Tensor], Prediction]
 
 
-class Inference:
-    """How an image goes through the network: :class:`WholeImage` or :class:`SlidingWindow`."""
+class Inference(ABC):
+    """How images go through the network and become label maps."""
+
+    @abstractmethod
+    def labels(
+        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
+    ) -> Tensor:
+        """Predict the label maps of images of one size.
+
+        Args:
+            predict: The network with the vocabulary bound: images ``(B, 3, h, w)`` -> :data:`Prediction`.
+            images: ``(B, 3, H, W)``.
+            original_size: Size ``(H0, W0)`` at which labels are wanted.
+            class_chunk_size: Classes held at full resolution at a time, where they need not be held together.
+
+        Returns:
+            int64 ``(B, H0, W0)``, values 0..C-1.
+        """
 
 
 class WholeImage(Inference):
@@ -30,6 +47,17 @@ class WholeImage(Inference):
 
     def __init__(self, resize_masks_first: bool = True) -> None:
         self.resize_masks_first = resize_masks_first
+
+    def labels(
+        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
+    ) -> Tensor:
+        """See :meth:`Inference.labels`."""
+        size = (images.shape[-2], images.shape[-1])
+        return whole_image_labels(predict(images), size, original_size, self.resize_masks_first, class_chunk_size)
+
+    def scores(self, predict: Predict, images: Tensor) -> Tensor:
+        """Scores of all classes at the size of the images: ``(B, C, H, W)``."""
+        return predict(images).semantic_scores((images.shape[-2], images.shape[-1]))
 
 
 class SlidingWindow(Inference):
@@ -48,6 +76,30 @@ class SlidingWindow(Inference):
         self.stride = stride
         self.window_batch_size = window_batch_size
 
+    def labels(
+        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
+    ) -> Tensor:
+        """See :meth:`Inference.labels`."""
+        size = (images.shape[-2], images.shape[-1])
+        windows, predictions = self._predictions(predict, images)
+        return _running_argmax(
+            lambda classes: resize(average_windows(predictions, windows, size, classes), original_size),
+            predictions[0].num_classes,
+            class_chunk_size,
+        )
+
+    def scores(self, predict: Predict, images: Tensor) -> Tensor:
+        """Mean scores of all classes at the size of the images: ``(B, C, H, W)``."""
+        windows, predictions = self._predictions(predict, images)
+        return average_windows(predictions, windows, (images.shape[-2], images.shape[-1]))
+
+    def _predictions(
+        self, predict: Predict, images: Tensor
+    ) -> tuple[list[tuple[int, int, int, int]], list[Prediction]]:
+        windows = self.windows(images.shape[-2], images.shape[-1])
+        crops = torch.cat([images[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])
+        return windows, [predict(chunk) for chunk in crops.split(self.window_batch_size * len(images))]
+
     def windows(self, height: int, width: int) -> list[tuple[int, int, int, int]]:
         """Windows ``(y1, x1, y2, x2)`` in row-major order."""
 
@@ -64,40 +116,6 @@ class SlidingWindow(Inference):
 
 
 ClassChunk = Callable[[slice], Tensor]
-
-
-def semantic_labels(
-    predict: Predict,
-    images: Tensor,
-    original_size: tuple[int, int],
-    inference: Inference,
-    class_chunk_size: int = 32,
-) -> Tensor:
-    """Predict the label maps of images of one size.
-
-    Args:
-        predict: The network with the vocabulary bound: images ``(B, 3, h, w)`` -> :data:`Prediction`.
-        images: ``(B, 3, H, W)``.
-        original_size: Size ``(H0, W0)`` at which labels are wanted.
-        inference: Whole image or sliding window.
-        class_chunk_size: Classes held at full resolution at a time.
-
-    Returns:
-        int64 ``(B, H0, W0)``, values 0..C-1.
-    """
-    size = (images.shape[-2], images.shape[-1])
-    if isinstance(inference, WholeImage):
-        return whole_image_labels(predict(images), size, original_size, inference.resize_masks_first, class_chunk_size)
-    if not isinstance(inference, SlidingWindow):
-        raise TypeError(f"Unknown inference {type(inference).__name__}.")
-    windows = inference.windows(*size)
-    crops = torch.cat([images[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])
-    predictions = [predict(chunk) for chunk in crops.split(inference.window_batch_size * len(images))]
-    return _running_argmax(
-        lambda classes: resize(average_windows(predictions, windows, size, classes), original_size),
-        predictions[0].num_classes,
-        class_chunk_size,
-    )
 
 
 def whole_image_labels(

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
-from ovsl.inference import SlidingWindow, average_windows, resize, semantic_labels
-from ovsl.inference.multi_scale import MultiScale, window_scores
+from ovsl.inference import SlidingWindow, average_windows, resize
+from ovsl.inference.multi_scale import MultiScale
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.denseclip import DenseCLIP, official
 from ovsl.methods.denseclip.module import ContextTextClassifier, pixel_accuracy
@@ -217,16 +217,16 @@ def compute_windows(case: Case, module: DenseCLIP, text: TextEmbeddings) -> dict
         return module(crops, text)
 
     windows, size = inference.windows(*image.shape[-2:]), (image.shape[2], image.shape[3])
-    scores = window_scores(predict, image, inference)
+    scores = inference.scores(predict, image)
     crops = torch.cat([image[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])
     torch.testing.assert_close(scores, average_windows([predict(crops)], windows, size))
-    flipped = window_scores(predict, image.flip(-1), inference)
+    flipped = inference.scores(predict, image.flip(-1))
     views = MultiScale(inference, scales=(1.0,), flip=True)
     single = MultiScale(inference, scales=(1.0,), flip=False)
     return {
         "slide_logits": resize(scores, original),
         "slide_prob": single.probabilities(predict, image, original),
-        "slide_pred": semantic_labels(predict, image, original, inference, class_chunk_size=2),
+        "slide_pred": inference.labels(predict, image, original, class_chunk_size=2),
         "slide_prob_flip": functional.softmax(resize(flipped, original), 1).flip(-1),
         "aug_pred": views.labels(predict, image, original),
     }

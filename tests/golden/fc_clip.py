@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
-from ovsl.inference import DensePrediction, MaskPrediction, WholeImage, resize, semantic_labels
+from ovsl.inference import DensePrediction, MaskPrediction, WholeImage, resize
 from ovsl.inference.instance import instances
 from ovsl.inference.panoptic import panoptic_maps
+from ovsl.layers import pad_to_multiple
 from ovsl.layers.mask_decoder import attended_cells
 from ovsl.losses import MaskTargets
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
-from ovsl.methods.fc_clip.module import STRIDE, pad_to_multiple, pooling_masks
+from ovsl.methods.fc_clip.module import STRIDE, pooling_masks
 from ovsl.methods.fc_clip.official import CLIP_PREFIX, convert, our_name
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
@@ -309,7 +310,7 @@ def outputs(
     for scores, resize_masks_first in ((first, True), (last, False)):
         # The map that users get, from classes in chunks, is the arg-max of the recorded scores.
         image = torch.zeros(1, 3, *size)
-        labels = semantic_labels(lambda _: one, image, original, WholeImage(resize_masks_first), class_chunk_size=2)
+        labels = WholeImage(resize_masks_first).labels(lambda _: one, image, original, class_chunk_size=2)
         assert (labels[0] == scores.argmax(0)).float().mean() > 0.999
     panoptic = panoptic_maps(
         one, size, original, things, options["object_mask_threshold"], options["overlap_threshold"], 3

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import FrozenCLIP, TextClassifier, TextEmbeddings, build_network, vit
-from ovsl.inference import DensePrediction, SlidingWindow, average_windows, resize, semantic_labels
+from ovsl.inference import DensePrediction, SlidingWindow, average_windows, resize
 from ovsl.layers.similarity import cosine_scores
 from tests.golden.harness import Case
 
@@ -82,6 +82,6 @@ def compute(case: Case) -> dict[str, Tensor]:
             "slide_prob_full": full,
             "slide_prob_ori": resize(full, original),
             # Two classes at a time, so that the running maximum over class chunks is what is checked.
-            "slide_pred": semantic_labels(predict, slide_image, original, inference, class_chunk_size=2),
+            "slide_pred": inference.labels(predict, slide_image, original, class_chunk_size=2),
         }
     return {name: tensor for name, tensor in out.items() if name in io}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings, vit
-from ovsl.inference import MaskPrediction, WholeImage, resize, semantic_labels
+from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.losses import MaskTargets, uncertain_points
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san import SAN, SideAdapterSettings
@@ -215,9 +215,7 @@ def evaluate(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor
         )  # fmt: skip
         orders = {True: masks_first(one, size, output_size), False: resize(one.semantic_scores(size), output_size)[0]}
         first = config["postprocess_before_inference"]
-        labels = semantic_labels(
-            lambda _images, one=one: one, images[index][None], output_size, module.inference, class_chunk_size=3
-        )
+        labels = module.inference.labels(lambda _images, one=one: one, images[index][None], output_size, 3)
         out |= {
             f"eval.sem_seg.{index}": orders[first],
             f"eval.pred.{index}": labels[0],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ovsl.clip import TextEmbeddings
-from ovsl.inference import Inference, SlidingWindow, WholeImage, average_windows, resize, semantic_labels
+from ovsl.inference import Inference, SlidingWindow, WholeImage, average_windows, resize
 from ovsl.methods import ZegCLIP
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.zegclip import official
@@ -214,7 +214,7 @@ def compute_test(case: Case, module: ZegCLIP, text: TextEmbeddings) -> dict[str,
     predictions = [module(image[..., y1:y2, x1:x2], text) for y1, x1, y2, x2 in windows]
     scores = average_windows(predictions, windows, size)
     logits = resize(scores, original)
-    labels = semantic_labels(lambda crops: module(crops, text), image, original, inference, class_chunk_size=2)
+    labels = inference.labels(lambda crops: module(crops, text), image, original, class_chunk_size=2)
     return {
         "test.windows": torch.tensor(windows),
         "test.slide_mean": scores,

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ovsl.inference import DensePrediction, MaskPrediction, SlidingWindow, WholeImage, semantic_labels
+from ovsl.inference import DensePrediction, MaskPrediction, SlidingWindow, WholeImage
 
 
 def _resize(maps, size):
@@ -13,16 +13,14 @@ def _resize(maps, size):
 def test_chunks_of_classes_give_the_labels_of_the_whole(chunk):
     torch.manual_seed(0)
     scores = torch.randn(2, 50, 5, 7)
-    labels = semantic_labels(
-        lambda images: DensePrediction(scores), torch.zeros(2, 3, 40, 56), (61, 83), WholeImage(), chunk
-    )
+    labels = WholeImage().labels(lambda images: DensePrediction(scores), torch.zeros(2, 3, 40, 56), (61, 83), chunk)
     expected = _resize(_resize(scores, (40, 56)), (61, 83)).argmax(1)
     assert torch.equal(labels, expected)
 
 
 def test_equal_scores_go_to_the_first_class():
     scores = torch.zeros(1, 9, 2, 2)
-    labels = semantic_labels(lambda i: DensePrediction(scores), torch.zeros(1, 3, 4, 4), (4, 4), WholeImage(), 2)
+    labels = WholeImage().labels(lambda i: DensePrediction(scores), torch.zeros(1, 3, 4, 4), (4, 4), 2)
     assert labels.unique().tolist() == [0]
 
 
@@ -43,8 +41,8 @@ def test_masks_in_both_orders_of_resizing():
     logits = _resize(masks, (32, 32))[..., :27, :30]
     before = torch.einsum("bqc,bqhw->bchw", classes, _resize(logits, original).sigmoid()).argmax(1)
     after = _resize(torch.einsum("bqc,bqhw->bchw", classes, logits.sigmoid()), original).argmax(1)
-    assert torch.equal(semantic_labels(lambda i: prediction, images, original, WholeImage(True), 4), before)
-    assert torch.equal(semantic_labels(lambda i: prediction, images, original, WholeImage(False), 4), after)
+    assert torch.equal(WholeImage(True).labels(lambda i: prediction, images, original, 4), before)
+    assert torch.equal(WholeImage(False).labels(lambda i: prediction, images, original, 4), after)
     assert not torch.equal(before, after)
 
 
@@ -76,4 +74,4 @@ def test_overlapping_windows_are_averaged():
         total[..., y1:y2, x1:x2] += _resize(functional.avg_pool2d(crop, 8), (32, 32))
         count[y1:y2, x1:x2] += 1
     expected = _resize(total / count, (45, 66)).argmax(1)
-    assert torch.equal(semantic_labels(predict, image, (45, 66), inference, 2), expected)
+    assert torch.equal(inference.labels(predict, image, (45, 66), 2), expected)

@@ -6,8 +6,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 from ovsl.errors import InputError
-from ovsl.inference import DensePrediction, SlidingWindow
-from ovsl.inference.multi_scale import MultiScale
+from ovsl.inference import DensePrediction, MultiScale, SlidingWindow
 from ovsl.methods import DenseCLIP
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.denseclip import official

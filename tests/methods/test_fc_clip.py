@@ -7,10 +7,9 @@ import torch
 from ovsl.clip import FrozenCLIP, TextEmbeddings
 from ovsl.clip.convolutional import embed_masks
 from ovsl.errors import InputError
-from ovsl.layers import MaskedAttentionDecoder, PixelDecoder
+from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
-from ovsl.methods.fc_clip.module import pad_to_multiple
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.fc_clip.official import CLIP_PREFIX, our_name, rename, settings
 from ovsl.methods.fc_clip.official import convert as convert_official

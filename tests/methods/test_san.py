@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
-from ovsl.inference import WholeImage, semantic_labels
+from ovsl.inference import WholeImage
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san import SAN, SideAdapterSettings
 from ovsl.methods.san.network import recognize, recognize_literally
@@ -130,7 +130,7 @@ def test_padding_is_cut_from_the_labels(module):
     with torch.no_grad():
         prediction = module(image, embeddings)
         assert prediction.padded_size == (64, 96)
-        labels = semantic_labels(lambda images: module(images, embeddings), image, (50, 71), WholeImage())
+        labels = WholeImage().labels(lambda images: module(images, embeddings), image, (50, 71))
         padded = torch.nn.functional.pad(module.clip.normalize(image), (0, 25, 0, 14))
         whole = module.predict_masks(padded, embeddings).semantic_scores((64, 96)).argmax(1)
     assert torch.equal(labels, whole[:, :50, :71])

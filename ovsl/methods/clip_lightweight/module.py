@@ -23,11 +23,11 @@ from ovsl.methods.clip_lightweight.network import (
     LightweightOutput,
     TwoWayFusion,
 )
-from ovsl.methods.language_guided import LanguageGuidedModule
+from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 
 
-class CLIPLightweight(LanguageGuidedModule):
+class CLIPLightweight(ClosedSetModule):
     """Language-guided segmentation on light backbones: a CNN and a text transformer with a two-way bridge.
 
     Jin, Yang: *CLIP for Lightweight Semantic Segmentation*, PRCV 2023, https://arxiv.org/abs/2310.07394. Only the
@@ -70,7 +70,7 @@ class CLIPLightweight(LanguageGuidedModule):
         score_weight: Weight of the loss on the score map.
         average: Losses are divided by the number of ``labelled`` pixels, or, as in DenseCLIP, of ``all``.
         backbone_rate: Factor of the backbone's learning rate; None for 0.1 with pretrained weights, 1 without.
-        inference: Windows, on images whose short side is 512; or :class:`~ovsl.inference.multi_scale.MultiScale`.
+        inference: Windows, on images whose short side is 512; or :class:`~ovsl.inference.MultiScale`.
         optimizer: Biases, norms and gamma go without decay.
         schedule: DenseCLIP's.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.

@@ -18,6 +18,7 @@ from ovsl.layers.context_decoder import ContextDecoder
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
 from ovsl.methods.base import Batch, CLIPSettings
+from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.denseclip.network import (
     BackboneEncoder,
     DenseCLIPNetwork,
@@ -26,7 +27,6 @@ from ovsl.methods.denseclip.network import (
     ResNetEncoder,
     ViTEncoder,
 )
-from ovsl.methods.language_guided import LanguageGuidedModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.vocabulary import Vocabulary
 
@@ -90,7 +90,7 @@ class ContextTextClassifier:
         return TextEmbeddings(vectors, torch.arange(len(vectors), device=vectors.device), len(vectors))
 
 
-class DenseCLIP(LanguageGuidedModule):
+class DenseCLIP(ClosedSetModule):
     """Semantic FPN guided by pixel-text score maps, with texts that the image adapts.
 
     Rao, Zhao, Chen, Tang, Zhu, Huang, Zhou, Lu: *DenseCLIP: Language-Guided Dense Prediction with Context-Aware
@@ -127,7 +127,7 @@ class DenseCLIP(LanguageGuidedModule):
         average: What losses are divided by; the published runs count ignored pixels too.
         backbone_rate: Factor of the learning rate of the image encoder.
         inference: Windows of the published single-scale rows, on images whose short side is 512. Multi-scale rows:
-            :class:`~ovsl.inference.multi_scale.MultiScale`.
+            :class:`~ovsl.inference.MultiScale`.
         optimizer: Published optimiser.
         schedule: Published schedule.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`; ``templates`` and ``synonyms`` are not used.

@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from jsonargparse import lazy_instance
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ovsl.clip import SynonymRule, TextEmbeddings, convolutional
 from ovsl.errors import InputError
 from ovsl.inference import MaskPrediction, resize
 from ovsl.inference.ensemble import geometric_ensemble
-from ovsl.layers import MaskedAttentionDecoder, PixelDecoder
+from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
 from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
@@ -264,9 +263,3 @@ class FCCLIP(SegmentationModule):
 def pooling_masks(mask_logits: Tensor, coarsest: Tensor) -> Tensor:
     """Cells of the tower's last map that lie in each mask: bool ``(B, Q, h, w)``."""
     return resize(mask_logits, (coarsest.shape[2], coarsest.shape[3])) > 0
-
-
-def pad_to_multiple(maps: Tensor, divisor: int, value: float = 0) -> Tensor:
-    """Pad ``(..., H, W)`` at the bottom and right so that the divisor divides both sides."""
-    height, width = maps.shape[-2:]
-    return functional.pad(maps, (0, -width % divisor, 0, -height % divisor), value=value)

@@ -40,9 +40,11 @@ class MultiScaleSum(Inference):
         self.flip = flip
         self.window_batch_size = window_batch_size
 
-    def labels(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Label maps ``(B, H0, W0)`` of images ``(B, 3, H, W)``, uint8 or 0..1."""
-        return self.scores(predict, images, original_size).argmax(1)
+    def labels(
+        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
+    ) -> Tensor:
+        """See :meth:`Inference.labels`; image by image, images uint8 or 0..1."""
+        return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 
     def scores(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
         """Summed logits ``(B, K, H0, W0)``."""

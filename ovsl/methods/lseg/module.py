@@ -14,11 +14,10 @@ from torch.nn import functional
 from ovsl.clip import TextClassifier, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction
-from ovsl.inference.multi_scale import pad_to_multiple
+from ovsl.layers import pad_to_multiple
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import pixel_cross_entropy
-from ovsl.methods.base import Batch, CLIPSettings
-from ovsl.methods.language_guided import LanguageGuidedModule
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
 from ovsl.methods.lseg.inference import MultiScaleSum
 from ovsl.methods.lseg.network import LSegNetwork, Matching, ResNetPyramid, SpatialRegularizer, ViTPyramid
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
@@ -40,7 +39,7 @@ class RenamingClassifier(TextClassifier):
         return super().prompts([[self.renamed.get(name, name) for name in group] for group in names])
 
 
-class LSeg(LanguageGuidedModule):
+class LSeg(SegmentationModule):
     """Pixel embeddings of a dense prediction transformer, trained to match CLIP's text embeddings of the labels.
 
     Li, Weinberger, Belongie, Koltun, Ranftl: *Language-driven Semantic Segmentation*, ICLR 2022,

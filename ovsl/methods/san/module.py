@@ -13,6 +13,7 @@ from torch.nn import functional
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import MaskPrediction
+from ovsl.layers import pad_to_multiple
 from ovsl.losses import HungarianMatcher, MaskSetCriterion
 from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
 from ovsl.methods.san.network import SideAdapterNetwork, SideAdapterSettings
@@ -77,8 +78,7 @@ class SAN(SegmentationModule):
 
     def pad(self, maps: Tensor, value: float = 0) -> Tensor:
         """Pad ``(..., H, W)`` at the bottom and right to multiples of ``size_divisor``."""
-        height, width = maps.shape[-2:]
-        return functional.pad(maps, (0, -width % self.size_divisor, 0, -height % self.size_divisor), value=value)
+        return pad_to_multiple(maps, self.size_divisor, value)
 
     def text_rows(self, text: TextEmbeddings) -> Tensor:
         """Text embeddings with the current no-object embedding as last row, all unit vectors: ``(N + 1, D)``."""

@@ -1,20 +1,17 @@
-"""What LSeg, DenseCLIP and CLIP-lightweight share in evaluation."""
+"""Closed sets: what DenseCLIP and CLIP-lightweight share in evaluation."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ovsl.errors import InputError
-from ovsl.inference.multi_scale import label_maps_of_views
 from ovsl.methods.base import Batch, SegmentationModule
 from ovsl.vocabulary import Vocabulary
 
 
-class LanguageGuidedModule(SegmentationModule):
-    """A method that may end in a classifier of the training classes, and may be evaluated over several views."""
+class ClosedSetModule(SegmentationModule):
+    """A method that may end in a classifier of the training classes."""
 
     closed_set = False
     """Whether only the classes that were trained on can be predicted."""
@@ -29,7 +26,7 @@ class LanguageGuidedModule(SegmentationModule):
         """
         trained = self.training_vocabulary
         if not self.closed_set or trained is None:
-            return self._label_maps(batch, vocabulary)
+            return super().label_maps(batch, vocabulary)
         known = trained.subset(self.seen_classes)
         missing = [name for name in known.classes if name not in vocabulary.classes]
         if missing:
@@ -39,11 +36,4 @@ class LanguageGuidedModule(SegmentationModule):
                 "an open-vocabulary configuration (see `ovsl fit --model.help`)."
             )
         positions = torch.tensor([vocabulary.classes.index(name) for name in known.classes], device=self.device)
-        return [positions[labels] for labels in self._label_maps(batch, known)]
-
-    def _label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
-        inference: Any = self.inference
-        if not hasattr(inference, "labels"):
-            return super().label_maps(batch, vocabulary)
-        text = self.text_classifier(vocabulary)
-        return label_maps_of_views(lambda images: self(images, text), batch, inference)
+        return [positions[labels] for labels in super().label_maps(batch, known)]

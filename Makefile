@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
-.PHONY: help setup demo test test-slow golden lint typecheck format toy-clip toy-table toy-ablation clean
+.PHONY: help setup demo test test-slow golden lint typecheck format toy-clip toy-table toy-ablation light-grid clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -64,6 +64,10 @@ toy-table: setup ## every method on the toy world, three seeds each, as docs/toy
 
 toy-ablation: setup ## the ablation of ZegCLIP on the toy world, three seeds, as docs/zegclip_ablation.md
 	OVSL=$(BIN)/ovsl experiments/zegclip/toy_ablation/run.sh
+
+light-grid: setup ## the grid of light backbones on the toy world and on CamVid, as docs/light_grid_*.md (hours)
+	OVSL=$(BIN)/ovsl experiments/clip_lightweight/grid.sh toy
+	OVSL=$(BIN)/ovsl experiments/clip_lightweight/grid.sh camvid
 
 clean: ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

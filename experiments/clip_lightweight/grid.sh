@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The grid of CLIP-lightweight: {plain FPN, LSeg-like, DenseCLIP-like, bridge none / v2t / t2v / both} x backbones, with
-# the same schedule for all, then one table of mean and standard deviation over seeds.
+# the same schedule for all, then one table of mean and standard deviation over seeds, docs/light_grid_WORLD.md.
 #   experiments/clip_lightweight/grid.sh toy|camvid|ade20k [FOLDER OF THE RUNS]      from the root of the repository
 # BACKBONES, VARIANTS, SEEDS, STEPS and OVSL can be set. What is finished is not run again. As a SLURM array, one cell per
 # task: sbatch --array=0-20 --wrap "experiments/clip_lightweight/grid.sh ade20k"; the table afterwards with REPORT=only.
@@ -17,10 +17,11 @@ case $world in
   ade20k) classes=150 stack="-c $here/ade20k.yaml" seeds=${SEEDS:-0} ;;
   *) echo "There is no world '$world'; choose toy, camvid or ade20k." >&2; exit 2 ;;
 esac
-steps=(${STEPS:+--trainer.max_steps "$STEPS"})
-if [ "$world" = toy ] || [ "$world" = camvid ]; then
-  steps=(--trainer.max_steps "${STEPS:-250}" --trainer.limit_val_batches 0)
-fi
+case $world in
+  toy) steps=(--trainer.max_steps "${STEPS:-250}" --trainer.limit_val_batches 0) ;;
+  camvid) steps=(--trainer.max_steps "${STEPS:-150}" --trainer.limit_val_batches 0) ;;
+  ade20k) steps=(${STEPS:+--trainer.max_steps "$STEPS"}) ;;
+esac
 number=0
 if [ "${REPORT:-}" != only ]; then
   for seed in $seeds; do
@@ -40,4 +41,6 @@ if [ "${REPORT:-}" != only ]; then
     done
   done
 fi
-[ -n "${SLURM_ARRAY_TASK_ID:-}" ] || $ovsl report "$runs" --stage test --average_seeds true --format markdown
+[ -n "${SLURM_ARRAY_TASK_ID:-}" ] && exit
+$ovsl report "$runs" --stage test --average_seeds true --format markdown --output "docs/light_grid_$world.md"
+cat "docs/light_grid_$world.md"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +14,39 @@ from ovsl.methods.base import SegmentationModule
 CLIP_TOLERANCE = 1e-3
 """Largest difference, relative to a tensor's largest entry, at which a frozen CLIP weight counts as the same one:
 releases store some of them in half precision."""
+
+
+def rename_by_rules(
+    method: str,
+    state_dict: Mapping[str, Tensor],
+    rules: Sequence[tuple[str, str]],
+    dropped: Sequence[str] = (),
+    adjust: Callable[[str], str] = lambda name: name,
+) -> dict[str, Tensor]:
+    """Give the tensors of a release our names; half precision becomes float32.
+
+    Args:
+        method: Name of the method, for the message.
+        state_dict: The official state dict.
+        rules: Pattern of official names and what replaces it; the first that matches the whole name counts.
+        dropped: Patterns of names that are left out.
+        adjust: Last change to each of our names, for what patterns cannot say.
+
+    Raises:
+        InputError: A name that no rule knows.
+    """
+    renamed, unknown = {}, []
+    for name, tensor in state_dict.items():
+        if any(re.fullmatch(pattern, name) for pattern in dropped):
+            continue
+        ours = next((match.expand(new) for old, new in rules if (match := re.fullmatch(old, name))), None)
+        if ours is None:
+            unknown.append(name)
+        else:
+            renamed[adjust(ours)] = tensor.float() if tensor.is_floating_point() else tensor
+    if unknown:
+        raise InputError(f"Not a checkpoint of {method}: no rule for {_some(unknown)} of its names.")
+    return renamed
 
 
 def load_release(
@@ -61,11 +95,6 @@ def load_release(
             )
         for name in found.keys() - (set(frozen) if pretrained else set()):
             expected[name].copy_(found[name])
-
-
-def unknown_names(method: str, names: list[str]) -> InputError:
-    """The error of a file with names that no rule of the method knows."""
-    return InputError(f"Not a checkpoint of {method}: no rule for {_some(names)} of its names.")
 
 
 def _same(found: Tensor, own: Tensor) -> bool:

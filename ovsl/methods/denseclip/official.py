@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ovsl.methods.denseclip.module import DenseCLIP
-from ovsl.methods.release import load_release, unknown_names
+from ovsl.methods.release import load_release, rename_by_rules
 
 # Official pattern on the left, ours on the right; the first that matches names the tensor.
 NAMES = (
@@ -42,19 +42,13 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         InputError: A name that no rule knows.
     """
-    renamed, unknown = {}, []
-    for name, tensor in state_dict.items():
-        rule = next((rule for rule in NAMES if re.fullmatch(rule[0], name)), None)
-        if rule is None:
-            unknown.append(name)
-            continue
-        ours = re.sub(rule[0], rule[1], name)
-        if name.startswith("decode_head.scale_heads."):
-            ours = re.sub(r"(conv|bn)\.(?=\w+$)", lambda match: BLOCK_PARTS[match[0]], ours)
-        renamed[ours] = tensor.float() if tensor.is_floating_point() else tensor
-    if unknown:
-        raise unknown_names("DenseCLIP", unknown)
-    return renamed
+    return rename_by_rules("DenseCLIP", state_dict, NAMES, adjust=_number_block_parts)
+
+
+def _number_block_parts(name: str) -> str:
+    if not name.startswith("network.head.branches."):
+        return name
+    return re.sub(r"(conv|bn)\.(?=\w+$)", lambda match: BLOCK_PARTS[match[0]], name)
 
 
 def convert(state_dict: Mapping[str, Tensor], module: DenseCLIP) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovsl.errors import InputError
 from ovsl.methods.lseg.module import LSeg
-from ovsl.methods.release import load_release, unknown_names
+from ovsl.methods.release import load_release, rename_by_rules
 
 # Official pattern on the left, ours on the right; the first that matches names the tensor. Levels count from 1 there.
 NAMES = (
@@ -50,20 +50,12 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         InputError: A name that no rule knows.
     """
-    renamed, unknown = {}, []
-    for full_name, tensor in state_dict.items():
-        name = full_name.removeprefix("net.")
-        if any(re.fullmatch(pattern, name) for pattern in DROPPED):
-            continue
-        rule = next((rule for rule in NAMES if re.fullmatch(rule[0], name)), None)
-        if rule is None:
-            unknown.append(full_name)
-            continue
-        ours = re.sub(r"\{(\d)\}", lambda level: str(int(level[1]) - 1), re.sub(rule[0], rule[1], name))
-        renamed[ours] = tensor.float() if tensor.is_floating_point() else tensor
-    if unknown:
-        raise unknown_names("LSeg", unknown)
-    return renamed
+    own_names = {name.removeprefix("net."): tensor for name, tensor in state_dict.items()}
+    return rename_by_rules("LSeg", own_names, NAMES, DROPPED, _count_levels_from_zero)
+
+
+def _count_levels_from_zero(name: str) -> str:
+    return re.sub(r"\{(\d)\}", lambda level: str(int(level[1]) - 1), name)
 
 
 def convert(state_dict: Mapping[str, Tensor], module: LSeg) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ovsl.clip import vit
 from ovsl.errors import InputError
-from ovsl.methods.release import load_release, unknown_names
+from ovsl.methods.release import load_release, rename_by_rules
 from ovsl.methods.zegclip.module import ZegCLIP
 
 # Official pattern on the left, ours on the right; the first that matches names the tensor.
@@ -48,19 +47,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         InputError: A name that no rule knows.
     """
-    renamed, unknown = {}, []
-    for name, tensor in state_dict.items():
-        if any(re.fullmatch(pattern, name) for pattern in DROPPED):
-            continue
-        for pattern, ours in NAMES:
-            if re.fullmatch(pattern, name):
-                renamed[re.sub(pattern, ours, name)] = tensor.float()
-                break
-        else:
-            unknown.append(name)
-    if unknown:
-        raise unknown_names("ZegCLIP", unknown)
-    return renamed
+    return rename_by_rules("ZegCLIP", state_dict, NAMES, DROPPED)
 
 
 def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -105,6 +105,22 @@ def test_test_uses_the_checkpoint_of_its_run_and_report_finds_the_result(trained
     assert Image.open(chart).width > 300
 
 
+@pytest.mark.parametrize("stage", ["fit", "validate"])
+def test_tools_take_the_configuration_of_a_run(stage, trained, small, capsys):
+    config = trained / "config.yaml"
+    if stage != "fit":
+        assert main(["validate", "-c", str(config), "--data.evaluation_batch_size", "2"]) == 0
+        config = trained / "config.validate.yaml"
+    assert main(["profile", "-c", str(config), "--size", "32", "--repeats", "1", "--device", "cpu"]) == 0
+    assert "multiply-adds" in capsys.readouterr().out
+
+
+def test_a_run_is_exported(trained, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(tmp_path / "run.onnx"), "-c", str(trained / "config.yaml"), "--size", "32"]) == 0
+    assert "40 classes, 32x32" in capsys.readouterr().out
+
+
 def _without_model(small: Path) -> Path:
     content = yaml.safe_load(small.read_text())
     del content["model"]

@@ -22,7 +22,7 @@ from torch import Tensor
 import ovsl.methods
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
-from ovsl.tools.models import forget_clip_weights, model_parser, model_settings
+from ovsl.tools.models import build_model, forget_clip_weights, model_parser, model_settings
 from ovsl.vocabulary import Vocabulary
 
 DESCRIPTION = """Turn a checkpoint of an official release into one that `ovsl validate|test|predict --ckpt_path` takes.
@@ -125,7 +125,7 @@ def main(args: Sequence[str] | None = None) -> Path:
         clip.quick_gelu = quick_gelu
     settings = model_settings(parser, config)
     vocabulary = None if vocabulary_name is None else Vocabulary.load(vocabulary_name, split=split)
-    module = parser.instantiate_classes(config).model
+    module = build_model(parser, config)
     if not isinstance(module, methods[config.method]):
         raise InputError(f"The configuration is for {type(module).__name__}, not for {config.method!r}.")
     checkpoint = convert(module, state_dict, settings, vocabulary)

@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
-from ovsl.tools.models import model_parser
+from ovsl.tools.models import build_model, model_parser
 from ovsl.vocabulary import Vocabulary
 
 DESCRIPTION = """Write a trained method with a fixed vocabulary as one ONNX file, for devices without PyTorch.
@@ -149,7 +149,7 @@ def main(args: Sequence[str] | None = None) -> Path:
     path, run_dir = config.ckpt_path, config.run_dir
     if path is None and run_dir is not None:
         path = Path(run_dir) / "checkpoints" / "last.ckpt"
-    module: Any = parser.instantiate_classes(config).model
+    module = build_model(parser, config)
     if module.trainable:
         if path is None:
             raise InputError("Which weights to export? Give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")

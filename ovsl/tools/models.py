@@ -6,12 +6,14 @@ from typing import Any
 
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
+from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.methods.base import SegmentationModule
 
 OTHER_SECTIONS = (
-    "data", "trainer", "seed_everything", "run_dir", "ckpt_path", "checkpoint", "pictures", "predictions",
+    "data", "trainer", "seed_everything", "run_dir", "ckpt_path", "weights_only",
+    "checkpoint", "pictures", "predictions", "verbose", "return_predictions",
 )  # fmt: skip
 """Sections of a whole experiment's file that say nothing about the model."""
 
@@ -30,6 +32,15 @@ def model_parser(prog: str, description: str, required: bool = True) -> Argument
     for section in OTHER_SECTIONS:
         parser.add_argument(f"--{section}", type=Any, default=None, help=SUPPRESS)
     return parser
+
+
+def build_model(parser: ArgumentParser, config: Namespace) -> SegmentationModule:
+    """Build the parsed model, after the seed of the experiment: a CLIP with random weights is that of the run."""
+    seed = config.seed_everything
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        seed_everything(seed, verbose=False)
+    model: SegmentationModule = parser.instantiate_classes(config).model
+    return model
 
 
 def model_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ovsl.clip import TextEmbeddings
 from ovsl.methods.base import SegmentationModule
-from ovsl.tools.models import forget_clip_weights, model_parser
+from ovsl.tools.models import build_model, forget_clip_weights, model_parser
 
 aten = torch.ops.aten
 
@@ -205,8 +205,7 @@ def main(args: Sequence[str] | None = None) -> Profile:
     config = parser.parse_args(args)
     if config.random_weights:
         forget_clip_weights(config)
-    built = parser.instantiate_classes(config)
-    options = {key: built[key] for key in ("size", "classes", "batch_size", "repeats", "device")}
-    result = profile(built.model, **options)
+    options = {key: config[key] for key in ("size", "classes", "batch_size", "repeats", "device")}
+    result = profile(build_model(parser, config), **options)
     print(result)
     return result

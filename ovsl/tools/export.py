@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
-from ovsl.tools.models import build_model, model_parser
+from ovsl.tools.models import build_model, load_checkpoint, model_parser
 from ovsl.vocabulary import Vocabulary
 
 DESCRIPTION = """Write a trained method with a fixed vocabulary as one ONNX file, for devices without PyTorch.
@@ -117,19 +117,6 @@ def export(
             "the method and its settings."
         )
     return difference
-
-
-def load_checkpoint(module: SegmentationModule, path: Path) -> None:
-    """Load a checkpoint that ``ovsl fit`` or ``ovsl convert`` wrote.
-
-    Raises:
-        InputError: No such file, or a checkpoint that does not fit.
-    """
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint {str(path)!r}; give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
 def main(args: Sequence[str] | None = None) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
+from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 
 OTHER_SECTIONS = (
@@ -41,6 +44,19 @@ def build_model(parser: ArgumentParser, config: Namespace) -> SegmentationModule
         seed_everything(seed, verbose=False)
     model: SegmentationModule = parser.instantiate_classes(config).model
     return model
+
+
+def load_checkpoint(module: SegmentationModule, path: Path) -> None:
+    """Load a checkpoint that ``ovsl fit`` or ``ovsl convert`` wrote.
+
+    Raises:
+        InputError: No such file, or a checkpoint that does not fit.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {str(path)!r}; give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
 def model_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The ablation of ZegCLIP on the toy world: four rows, three seeds each, then one table of mean and spread.
+# The ablation of ZegCLIP on the toy world: four rows, three seeds each, then one table of mean and spread, and one
+# with the offset of seen classes chosen on the validation scenes.
 #   experiments/zegclip/toy_ablation/run.sh [FOLDER OF THE RUNS]      from the root of the repository
-# STEPS (2000), SEEDS ("0 1 2") and OVSL (ovsl) can be set. What is finished is not run again.
+# STEPS (2000), SEEDS ("0 1 2"), OVSL (ovsl) and PYTHON (python) can be set. What is finished is not run again.
 set -euo pipefail
 here=experiments/zegclip/toy_ablation
 runs=${1:-runs/toy_ablation}
@@ -19,3 +20,4 @@ for seed in ${SEEDS:-0 1 2}; do
 done
 $ovsl report "$runs" --stage test --average_seeds true --format markdown --output docs/zegclip_ablation.md
 cat docs/zegclip_ablation.md
+${PYTHON:-python} "$here/offsets.py" "$runs" | tee docs/zegclip_offsets.md

@@ -94,3 +94,11 @@ def test_vocabulary_lists_the_classes_and_a_fair_split():
     # What is unseen is the composition, never one of its two words.
     assert {attribute for attribute, _ in words} == set(ATTRIBUTES)
     assert {shape for _, shape in words} == set(SHAPES)
+
+
+def test_the_harder_split_holds_out_two_words():
+    vocabulary = Vocabulary.load("toy", split="zero_shot_words")
+    seen, unseen = ([CLASSES[i] for i in part] for part in (vocabulary.seen_indices, vocabulary.unseen_indices))
+    assert set(STUFF) <= set(seen)
+    assert not any("purple" in name or "ring" in name for name in seen)
+    assert all("purple" in name or "ring" in name for name in unseen)

@@ -1,7 +1,7 @@
 """The toy ablation with an offset of seen classes that suits each run, beside the published 0.1.
 
-``python experiments/zegclip/toy_ablation/offsets.py [runs/toy_ablation]`` prints a table. For every run the offset with
-the best hIoU on the validation scenes is taken, and the scores are those of the test scenes.
+``python experiments/zegclip/toy_ablation/offsets.py [runs/toy_ablation [SPLIT]]`` prints a table. For every run the
+offset with the best hIoU on the validation scenes is taken, and the scores are those of the test scenes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def score(model: ZegCLIP, vocabulary: Vocabulary, scenes: ToySource) -> list[dic
 def main() -> None:
     """Print the table."""
     runs = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/toy_ablation")
-    vocabulary = Vocabulary.load("toy", split="zero_shot")
+    vocabulary = Vocabulary.load("toy", split=sys.argv[2] if len(sys.argv) > 2 else "zero_shot")
     rows: dict[str, list[dict[str, float]]] = defaultdict(list)
     for run in sorted(runs.glob("*-seed*")):
         parser = model_parser("offsets", "")

@@ -11,16 +11,18 @@ here=experiments/clip_lightweight
 ovsl=${OVSL:-ovsl}
 variants=${VARIANTS:-fpn lseg denseclip bridge_none bridge_v2t bridge_t2v bridge_both}
 backbones=${BACKBONES:-mobilenetv2 resnet18 resnet50}
+short=(--trainer.limit_val_batches 0 --trainer.max_steps)
 case $world in
-  toy) classes=31 stack="-c configs/data/toy.yaml -c configs/trainer/cpu.yaml -c $here/toy.yaml" seeds=${SEEDS:-0 1 2} ;;
-  camvid) classes=11 stack="-c configs/trainer/cpu.yaml -c $here/camvid.yaml" seeds=${SEEDS:-0} ;;
-  ade20k) classes=150 stack="-c $here/ade20k.yaml" seeds=${SEEDS:-0} ;;
+  toy)
+    classes=31 seeds=${SEEDS:-0 1 2} steps=("${short[@]}" "${STEPS:-250}")
+    stack="-c configs/data/toy.yaml -c configs/trainer/cpu.yaml -c $here/toy.yaml" ;;
+  camvid)
+    classes=11 seeds=${SEEDS:-0} steps=("${short[@]}" "${STEPS:-150}")
+    stack="-c configs/trainer/cpu.yaml -c $here/camvid.yaml" ;;
+  ade20k)
+    classes=150 seeds=${SEEDS:-0} steps=(${STEPS:+--trainer.max_steps "$STEPS"})
+    stack="-c $here/ade20k.yaml" ;;
   *) echo "There is no world '$world'; choose toy, camvid or ade20k." >&2; exit 2 ;;
-esac
-case $world in
-  toy) steps=(--trainer.max_steps "${STEPS:-250}" --trainer.limit_val_batches 0) ;;
-  camvid) steps=(--trainer.max_steps "${STEPS:-150}" --trainer.limit_val_batches 0) ;;
-  ade20k) steps=(${STEPS:+--trainer.max_steps "$STEPS"}) ;;
 esac
 number=0
 if [ "${REPORT:-}" != only ]; then

@@ -83,17 +83,16 @@ def load_release(
             f"The file does not fit the configured {method}: {_some(missing)} missing, {_some(unexpected)} left over, "
             f"{_some(wrong)} of another shape; check {check}."
         )
-    different = []
+    frozen = {name for name in found if name.startswith("clip.") and not expected[name].requires_grad}
+    compared = frozen if pretrained else set()
     with torch.no_grad():
-        frozen = [name for name in found if name.startswith("clip.") and not expected[name].requires_grad]
-        if pretrained:
-            different = [name for name in frozen if not _same(found[name], expected[name])]
+        different = [name for name in compared if not _same(found[name], expected[name])]
         if different:
             raise InputError(
                 f"The file was trained on another CLIP than {module.clip.name!r} ({module.clip.pretrained}): of "
-                f"{len(frozen)} frozen weights {_some(different)} differ; set model.clip to the CLIP of the release."
+                f"{len(compared)} frozen weights {_some(different)} differ; set model.clip to the CLIP of the release."
             )
-        for name in found.keys() - (set(frozen) if pretrained else set()):
+        for name in found.keys() - compared:
             expected[name].copy_(found[name])
 
 

@@ -104,12 +104,8 @@ def convert(state_dict: Mapping[str, Tensor], module: ZegCLIP) -> None:
     del expected["clip.model.logit_scale"]  # the temperature of the contrastive training, used nowhere here
     position = "clip.model.visual.positional_embedding"
     own, theirs = expected[position], found.get(position)
-    if (
-        module.clip.pretrained is not None
-        and theirs is not None
-        and not own.requires_grad
-        and own.shape != theirs.shape
-    ):
+    compared = module.clip.pretrained is not None and not own.requires_grad
+    if compared and theirs is not None and own.shape != theirs.shape:
         # A release holds the positions of its training size, made once from CLIP's.
         side = int((theirs.shape[0] - 1) ** 0.5)
         expected[position] = vit.interpolate_positions(own.detach(), (side, side), "bilinear")

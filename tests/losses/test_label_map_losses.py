@@ -75,3 +75,17 @@ def test_saturated_logits_stay_finite(value: float) -> None:
     loss = sigmoid_focal_loss(logits, torch.zeros(1, 2, 2, dtype=torch.int64), 1)
     assert loss.isfinite()
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
+
+
+def test_focal_loss_is_exact_where_sigmoids_saturate() -> None:
+    logits = torch.linspace(-25, 60, 961).view(1, 1, 31, 31).requires_grad_()
+    precise = logits.detach().double().requires_grad_()
+    nothing = torch.full((1, 31, 31), 255)
+    found = torch.autograd.grad(sigmoid_focal_loss(logits, nothing, 1, gamma=1.5), logits)[0]
+    expected = 0.75 * (functional.softplus(precise, threshold=80) * precise.sigmoid() ** 1.5).mean()
+    gradient = torch.autograd.grad(expected, precise)[0]
+    torch.testing.assert_close(found.double(), gradient, rtol=1e-5, atol=0)
+    # What autograd cannot see: the hand-written derivative against finite differences.
+    labels = torch.randint(3, (1, 2, 3), generator=torch.Generator().manual_seed(0))
+    values = torch.linspace(-3, 3, 18, dtype=torch.float64).view(1, 3, 2, 3).requires_grad_()
+    assert torch.autograd.gradcheck(lambda logits: sigmoid_focal_loss(logits, labels, 2), values)

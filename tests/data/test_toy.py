@@ -102,3 +102,13 @@ def test_the_harder_split_holds_out_two_words():
     assert set(STUFF) <= set(seen)
     assert not any("purple" in name or "ring" in name for name in seen)
     assert all("purple" in name or "ring" in name for name in unseen)
+
+
+def test_the_hardest_split_shows_each_attribute_once():
+    vocabulary = Vocabulary.load("toy", split="zero_shot_few_seen")
+    seen = [CLASSES[i] for i in vocabulary.seen_indices]
+    assert set(STUFF) <= set(seen)
+    words = [name.split() for name in seen if name not in STUFF]
+    assert sorted(attribute for attribute, _ in words) == sorted(ATTRIBUTES)
+    assert {shape for _, shape in words} == set(SHAPES)
+    assert len(vocabulary.unseen_indices) == len(THINGS) - len(ATTRIBUTES)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ovsl.clip import build_network
-from ovsl.methods.san.network import recognize, recognize_literally
+from ovsl.methods.san.recognition import recognize, recognize_literally
 
 SHAPES = {"ViT-B-16": (9, (20, 20)), "ViT-L-14-336": (18, (32, 32))}
 """Shallow blocks and CLIP's grid at 640 x 640."""

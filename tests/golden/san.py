@@ -14,8 +14,8 @@ from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.losses import MaskTargets, uncertain_points
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san import SAN, SideAdapterSettings
-from ovsl.methods.san.network import complete_bias_matrix, pool_biases, recognize_literally
 from ovsl.methods.san.official import convert, rename
+from ovsl.methods.san.recognition import complete_bias_matrix, pool_biases, recognize_literally
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
 from tests.golden.replay import ReplayedDraws

@@ -10,8 +10,8 @@ from ovsl.errors import InputError
 from ovsl.inference import WholeImage
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san import SAN, SideAdapterSettings
-from ovsl.methods.san.network import recognize, recognize_literally
 from ovsl.methods.san.official import RULES, convert, rename, settings
+from ovsl.methods.san.recognition import recognize, recognize_literally
 from ovsl.vocabulary import Vocabulary
 
 CLIP = {

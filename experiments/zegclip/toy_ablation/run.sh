@@ -2,8 +2,8 @@
 # The ablation of ZegCLIP on the toy world: four rows, three seeds each, then the table of mean and spread, and an
 # analysis of what the rows know and of the offset of seen classes.
 #   experiments/zegclip/toy_ablation/run.sh [FOLDER OF THE RUNS]      from the root of the repository
-# SPLIT (zero_shot_few_seen), STEPS (4000), SEEDS ("0 1 2"), ROWS (all four), TABLES (docs/zegclip), OVSL (ovsl) and PYTHON (python) can be
-# set. What is finished is not run again.
+# SPLIT (zero_shot_few_seen), STEPS (4000), SEEDS ("0 1 2"), ROWS (all four), TABLES (docs/zegclip), OVSL (ovsl) and
+# PYTHON (python) can be set. What is finished is not run again.
 set -euo pipefail
 here=experiments/zegclip/toy_ablation
 split=${SPLIT:-zero_shot_few_seen}

@@ -62,7 +62,7 @@ toy-clip: setup ## train the two toy CLIPs again (half an hour on 2 cores) and p
 toy-table: setup ## every method on the toy world, three seeds each, as docs/toy_table.md (an hour on 2 cores)
 	OVSL=$(BIN)/ovsl experiments/toy/run.sh
 
-toy-ablation: setup ## the ablation of ZegCLIP on the toy world, three seeds, as docs/zegclip_*.md (two hours)
+toy-ablation: setup ## the ablation of ZegCLIP on the toy world, three seeds, as docs/zegclip_*.md (hours)
 	OVSL=$(BIN)/ovsl PYTHON=$(BIN)/python experiments/zegclip/toy_ablation/run.sh
 
 light-grid: setup ## the grid of light backbones on the toy world and on CamVid, as docs/light_grid_*.md (hours)

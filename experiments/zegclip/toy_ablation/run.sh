@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The ablation of ZegCLIP on the toy world: four rows, three seeds each, then the table of mean and spread, and an
+# The ablation of ZegCLIP on the toy world: five rows, three seeds each, then the table of mean and spread, and an
 # analysis of what the rows know and of the offset of seen classes.
 #   experiments/zegclip/toy_ablation/run.sh [FOLDER OF THE RUNS]      from the root of the repository
-# SPLIT (zero_shot_few_seen), STEPS (4000), SEEDS ("0 1 2"), ROWS (all four), TABLES (docs/zegclip), OVSL (ovsl) and
+# SPLIT (zero_shot_few_seen), STEPS (4000), SEEDS ("0 1 2"), ROWS (all five), TABLES (docs/zegclip), OVSL (ovsl) and
 # PYTHON (python) can be set. What is finished is not run again.
 set -euo pipefail
 here=experiments/zegclip/toy_ablation
@@ -11,7 +11,7 @@ runs=${1:-runs/toy_ablation/$split}
 tables=${TABLES:-docs/zegclip}
 ovsl=${OVSL:-ovsl}
 for seed in ${SEEDS:-0 1 2}; do
-  for row in ${ROWS:-1_baseline 2_prompts 3_loss 4_descriptor}; do
+  for row in ${ROWS:-0_baseline_tuned 1_baseline 2_prompts 3_loss 4_descriptor}; do
     run=$runs/$row-seed$seed
     [ -f "$run/results/test-toy.json" ] && continue
     echo "== $row, seed $seed"

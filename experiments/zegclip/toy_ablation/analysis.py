@@ -24,7 +24,7 @@ from ovsl.metrics import OpenVocabularyIoU
 from ovsl.tools.models import build_model, load_checkpoint, model_parser
 from ovsl.vocabulary import Vocabulary
 
-OFFSETS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4)
+OFFSETS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 VALIDATION, TEST = ToySource(seed=1, length=100), ToySource(seed=2, length=200)
 SCORES = ("hIoU, no offset", "hIoU, 0.1", "best offset", "mIoU seen, best", "mIoU unseen, best", "hIoU, best")
 ACCURACIES = ("unseen of all", "unseen of unseen", "seen of all", "seen of seen")

@@ -1,7 +1,8 @@
-"""The ``ovsl`` command: ``fit``, ``validate``, ``test`` and ``predict`` by LightningCLI, and the small tools."""
+"""The `ovsl` command: `fit`, `validate`, `test` and `predict` by LightningCLI, and the small tools."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import sys
@@ -9,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,10 +21,11 @@ from ovsl.callbacks import PredictionFiles, PredictionPictures, ResultFiles, Run
 from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
-from ovsl.runs import RunDirectory
+from ovsl.runs.directory import RunDirectory, Start, plan
+from ovsl.runs.record import CheckpointRecord
 
 TOOLS = ("convert", "export", "profile", "report")
-"""The small commands: modules of :mod:`ovsl.tools`, imported when they are asked for."""
+"""The small commands: modules of `ovsl.tools`, imported when they are asked for."""
 
 DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, predict; and the tools
 {", ".join(TOOLS)} (`ovsl TOOL --help`)."""
@@ -51,10 +52,12 @@ class Command(LightningCLI):
         if given and given[0] in self.subcommands():
             subparser = self._parser(given[0])
             if given[0] == "predict":
-                subparser.set_defaults({"data": {"class_path": "ovsl.data.PredictionData"}})
-            checkpoint = _checkpoint_argument(given)
-            if checkpoint is not None and given[0] != "fit":
-                settings = _read_record(checkpoint).get("settings")
+                # What was found goes to files; kept in memory, it would grow with the number of photos.
+                subparser.set_defaults(
+                    {"data": {"class_path": "ovsl.data.PredictionData"}, "return_predictions": False}
+                )
+            if given[0] != "fit" and (path := checkpoint_of(given[1:])) is not None:
+                settings = CheckpointRecord.read(path).settings
                 if settings:
                     subparser.set_defaults({"model": settings})
         super().parse_arguments(parser, args)
@@ -64,15 +67,16 @@ class Command(LightningCLI):
         pass
 
     def before_instantiate_classes(self) -> None:
-        """Settle the run directory, the logger and the checkpoint before anything is built."""
+        """Settle the run directory and the logger before anything is built."""
         config = self.config[self.subcommand]
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / self._default_run_name(config))
-        self.run_directory = RunDirectory(Path(config.run_dir))
         config.trainer.default_root_dir = config.run_dir
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             arguments = {"save_dir": config.run_dir, "name": "", "version": "", "default_hp_metric": False}
-            config.trainer.logger = _namespace("lightning.pytorch.loggers.TensorBoardLogger", arguments)
+            config.trainer.logger = Namespace(
+                class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace(**arguments)
+            )
 
     def _default_run_name(self, config: Any) -> str:
         method = config.model.class_path.rsplit(".", 1)[-1]
@@ -81,51 +85,37 @@ class Command(LightningCLI):
         return f"{method}-{config.data.init_args.get('vocabulary') or 'evaluation'}"
 
     def after_instantiate_classes(self) -> None:
-        """Give the model its settings, and decide which checkpoint is used."""
-        config = self.config[self.subcommand]
-        dumped = self._parser(self.subcommand).dump(config, skip_none=False, skip_validation=True)
+        """Give the model its settings, let `runs` decide how to start, and record the start."""
+        verb = str(self.subcommand)
+        dumped = self._parser(verb).dump(self.config[verb], skip_none=False, skip_validation=True)
         plain = yaml.safe_load(dumped)
         self.model.settings = plain["model"]
-        if config.trainer.fast_dev_run:
+        self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable)
+        self.config_init[verb]["ckpt_path"] = self.start.checkpoint and str(self.start.checkpoint)
+        _say(self.start.message)
+        if plain["trainer"]["fast_dev_run"] or self.start.complete:
             return
-        last = self.run_directory.last_checkpoint
-        if self.subcommand == "fit":
-            if not self.model.trainable:
-                method = type(self.model).__name__
-                raise InputError(f"{method} has nothing to train; use `ovsl test` or `ovsl predict` at once.")
-            self.run_directory.check_same_run(plain)
-            if config.ckpt_path is None and last.is_file():
-                self.config_init[self.subcommand]["ckpt_path"] = str(last)
-                _say(f"Resuming {config.run_dir} from step {_step_of(last)}.")
-            rank_zero_only(self.run_directory.record_fit)(plain)
-            return
-        if self.model.trainable and config.ckpt_path is None:
-            if not last.is_file():
-                raise InputError(
-                    f"{type(self.model).__name__} is trained, but no checkpoint was given and {last} does not exist; "
-                    "give --ckpt_path FILE, or --run_dir with the folder of a finished `ovsl fit`."
-                )
-            self.config_init[self.subcommand]["ckpt_path"] = str(last)
-        rank_zero_only(self.run_directory.record_evaluation)(str(self.subcommand), plain)
+        directory = RunDirectory(Path(plain["run_dir"]))
+        if verb == "fit":
+            rank_zero_only(directory.record_fit)(plain)
+        else:
+            rank_zero_only(directory.record_evaluation)(verb, plain)
 
     def fit(self, **arguments: Any) -> None:
         """Train, unless the run is complete already."""
-        path, most = arguments.get("ckpt_path"), self.trainer.max_steps
-        if path and Path(path).is_file() and most != -1 and _step_of(Path(path)) >= most:
-            _say(f"{self.run_directory.path} is complete: {most} of {most} steps. Raise trainer.max_steps to go on.")
+        if self.start.complete:
             return
         self.trainer.fit(**arguments)
-        if most != -1 and self.trainer.global_step < most:
-            raise InputError(
-                f"Training stopped at step {self.trainer.global_step} of {most}; start the command again to resume."
-            )
+        step, most = self.trainer.global_step, self.trainer.max_steps
+        if most != -1 and step < most:
+            _say(f"Training stopped at step {step} of {most}; the same command goes on from its last checkpoint.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        args: Arguments after ``ovsl``; those of the process when None.
+        args: Arguments after `ovsl`; those of the process when None.
 
     Returns:
         Exit status: 0, or 2 after a mistake in the input, whose one-line message is printed.
@@ -136,13 +126,12 @@ def main(args: Sequence[str] | None = None) -> int:
             importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
         else:
             run_lightning(args)
-    except InputError as error:
-        return _fail(error)
     except (Exception, SystemExit) as error:
         cause = next((e for e in _causes(error) if isinstance(e, InputError)), None)
         if cause is None:
             raise
-        return _fail(cause)
+        print(f"ovsl: {' '.join(str(cause).split())}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -168,58 +157,37 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
     )
 
 
-def _checkpoint_argument(args: Sequence[str]) -> Path | None:
-    """The checkpoint that a command names, by ``--ckpt_path`` or by the run directory it was left in."""
-    values: dict[str, str] = {}
-    for index, argument in enumerate(args):
-        for name in ("--ckpt_path", "--run_dir"):
-            if argument == name and index + 1 < len(args):
-                values[name] = args[index + 1]
-            elif argument.startswith(f"{name}="):
-                values[name] = argument.split("=", 1)[1]
-    if "--ckpt_path" in values:
-        path = Path(values["--ckpt_path"])
-        if not path.is_file():
-            raise InputError(f"There is no checkpoint {str(path)!r}; give the file that `ovsl fit` wrote.")
-        return path
-    last = RunDirectory(Path(values["--run_dir"])).last_checkpoint if "--run_dir" in values else None
+def checkpoint_of(args: Sequence[str]) -> Path | None:
+    """Find the checkpoint that a command names, by `ckpt_path` or by its `run_dir`, in its files or on its line."""
+    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    scout.add_argument("-c", "--config", action="append", default=[], type=Path)
+    for name in ("ckpt_path", "run_dir"):
+        scout.add_argument(f"--{name}")
+    line, _ = scout.parse_known_args(args)
+    # What is wrong with a file is for the real parser to say.
+    files = [yaml.safe_load(file.read_text()) for file in line.config if file.is_file()]
+    given: dict[str, Any] = {}
+    for source in (*(file for file in files if isinstance(file, dict)), vars(line)):
+        given |= {name: source[name] for name in ("ckpt_path", "run_dir") if source.get(name) is not None}
+    if "ckpt_path" in given:
+        return Path(given["ckpt_path"])
+    last = RunDirectory(Path(given["run_dir"])).last_checkpoint if "run_dir" in given else None
     return last if last is not None and last.is_file() else None
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:
-        raise InputError(f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}).") from error
-    record: dict[str, Any] = checkpoint.get("ovsl") or {}
-    return record
-
-
-def _step_of(path: Path) -> int:
-    return int(torch.load(path, weights_only=True, map_location="cpu", mmap=True)["global_step"])
-
-
-def _namespace(class_path: str, init_args: dict[str, Any]) -> Any:
-    return Namespace(class_path=class_path, init_args=Namespace(**init_args))
-
-
 @rank_zero_only
-def _say(message: str) -> None:
-    print(message, flush=True)
-
-
-def _fail(error: InputError) -> int:
-    print(f"ovsl: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+def _say(message: str | None) -> None:
+    if message:
+        print(message, flush=True)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    """The errors that an error stands for: what it was raised from, and what a parser was handling when it gave up."""
     current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
+    while current is not None:
         yield current
-        current = current.__cause__ or current.__context__
+        wrapped = current.__context__ if isinstance(current, SystemExit | ArgumentError) else None
+        current = current.__cause__ or wrapped
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovsl.clip import FrozenCLIP, build_clip
-from ovsl.methods.base import CLIPSettings
+from ovsl.clip import CLIPSettings, FrozenCLIP, build_clip
 
 ROOT = Path(__file__).parent.parent
 

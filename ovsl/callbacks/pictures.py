@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from PIL import Image
 from torch import Tensor
 
 from ovsl.callbacks.debug import is_debug_run
-from ovsl.callbacks.drawing import Picture, draw_sheet
+from ovsl.data.batches import EvaluationBatch
+from ovsl.inference import Segmentation
+from ovsl.methods.base import SegmentationModule
+from ovsl.results.drawing import Picture, Segments, draw_sheet
 
 
 class PredictionPictures(Callback):
-    """Draw the first images of every evaluation dataset: image, ground truth, prediction, legend.
+    """Draw the first images of every evaluation dataset: image, ground truth, prediction, panoptic maps, legend.
 
-    Sheets go to TensorBoard as ``val/<dataset>/pictures`` and to ``<run directory>/pictures``.
+    Sheets go to TensorBoard as `val/<dataset>/pictures` and to `<run directory>/pictures`. Panoptic maps are on them
+    where the method predicts masks and the data has segments.
 
     Args:
         count: Images on a sheet; 0 draws none.
@@ -28,31 +33,30 @@ class PredictionPictures(Callback):
         self.count = count
         self._pictures: dict[int, list[Picture]] = {}
 
-    def _collect(self, outputs: Any, batch: dict[str, Any], dataset: int) -> None:
+    def _collect(self, outputs: Any, batch: EvaluationBatch, dataset: int) -> None:
         pictures = self._pictures.setdefault(dataset, [])
-        for name, image, truth, labels in zip(batch["id"], batch["image"], batch["semantic"], outputs, strict=True):
-            if len(pictures) == self.count:
-                return
-            pictures.append(as_picture(name, image, labels, truth))
+        missing = self.count - len(pictures)
+        pictures += as_pictures(outputs[:missing], batch)
 
-    def _draw(self, trainer: Trainer, module: Any, prefix: str) -> None:
+    def _draw(self, trainer: Trainer, module: LightningModule, prefix: str) -> None:
+        assert isinstance(module, SegmentationModule)
         if not trainer.is_global_zero or trainer.sanity_checking or is_debug_run(trainer):
             self._pictures.clear()
             return
-        names = list(trainer.datamodule.evaluation_vocabularies)  # type: ignore[attr-defined]
         for index, pictures in self._pictures.items():
             if not pictures:
                 continue
-            title = f"{type(module).__name__} on {names[index]}, step {module.trained_steps}"
-            sheet = draw_sheet(pictures, module.evaluation_vocabularies[index], title)
+            evaluation = module.evaluation.datasets[index]
+            name, step = evaluation.task.name, module.trained_steps
+            sheet = draw_sheet(
+                pictures, evaluation.segmenter.vocabulary, f"{type(module).__name__} on {name}, step {step}"
+            )
             folder = Path(trainer.default_root_dir) / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sheet).save(folder / f"{prefix}-{names[index]}.png")
+            Image.fromarray(sheet).save(folder / f"{prefix}-{name}.png")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(
-                        f"{prefix}/{names[index]}/pictures", sheet, module.trained_steps, dataformats="HWC"
-                    )
+                    logger.experiment.add_image(f"{prefix}/{name}/pictures", sheet, step, dataformats="HWC")
         self._pictures.clear()
 
     def on_validation_batch_end(
@@ -88,10 +92,28 @@ class PredictionPictures(Callback):
         self._draw(trainer, pl_module, "test")
 
 
-def as_picture(name: str, image: Tensor, labels: Tensor, truth: Tensor | None) -> Picture:
-    """Bring tensors to arrays; the image to the size of its labels, for drawing only."""
-    array = image.permute(1, 2, 0).cpu().numpy()
-    height, width = labels.shape
-    if array.shape[:2] != (height, width):
-        array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
-    return Picture(name, array, labels.cpu().numpy(), None if truth is None else truth.cpu().numpy())
+def as_pictures(found: Sequence[Segmentation], batch: EvaluationBatch) -> list[Picture]:
+    """Bring what was found in the first images of a batch to arrays; images to the size of their labels.
+
+    Args:
+        found: For the first `len(found)` images of the batch.
+        batch: With `semantic` and segments, or without.
+    """
+    pictures = []
+    for index, segmentation in enumerate(found):
+        labels, panoptic = segmentation.labels.cpu().numpy(), segmentation.panoptic
+        image = batch["image"][index].permute(1, 2, 0).cpu().numpy()
+        height, width = labels.shape
+        if image.shape[:2] != (height, width):
+            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+        truth = batch["semantic"][index].cpu().numpy() if "semantic" in batch else None
+        predicted = None if panoptic is None else _segments(panoptic.segment_ids, panoptic.classes)
+        true_segments = None
+        if predicted is not None and "segment_ids" in batch and "segment_classes" in batch:
+            true_segments = _segments(batch["segment_ids"][index], batch["segment_classes"][index])
+        pictures.append(Picture(batch["id"][index], image, labels, truth, predicted, true_segments))
+    return pictures
+
+
+def _segments(ids: Tensor, classes: Tensor) -> Segments:
+    return Segments(ids.cpu().numpy(), classes.cpu().numpy())

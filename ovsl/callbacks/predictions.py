@@ -1,4 +1,4 @@
-"""What ``ovsl predict`` leaves on disk."""
+"""What `ovsl predict` leaves on disk."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 
-from ovsl.callbacks.drawing import draw_overlay
-from ovsl.callbacks.pictures import as_picture
+from ovsl.callbacks.pictures import as_pictures
+from ovsl.data.batches import EvaluationBatch
+from ovsl.inference import Segmentation
+from ovsl.methods.base import SegmentationModule
+from ovsl.results.drawing import Picture, draw_overlay
 from ovsl.vocabulary import Vocabulary
 
 
 class PredictionFiles(BasePredictionWriter):
-    """Write, for each image, a label map, an overlay with legend, and the share of each class.
+    """Write, for each image, a label map, an overlay with legend, the share of each class, and panoptic segments.
 
-    In ``<run directory>/predictions``: ``<id>.labels.png`` (16 bit, the index of the class), ``<id>.overlay.png`` and
-    ``<id>.json``; ``classes.json`` names the indices.
+    In `<run directory>/predictions`: `<id>.labels.png` (16 bit, the index of the class), `<id>.overlay.png` and
+    `<id>.json`; from methods that predict masks also `<id>.panoptic.png` (16 bit, the id of the segment, 0 for none),
+    whose segments the JSON lists. `classes.json` names the indices.
 
     Args:
         overlays: Whether to draw the overlays.
@@ -33,12 +37,14 @@ class PredictionFiles(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the names of the classes."""
+        assert isinstance(pl_module, SegmentationModule)
         self.written = 0
-        if trainer.is_global_zero:
-            for dataset, vocabulary in self._vocabularies(trainer).items():
-                folder = self._folder(trainer, dataset)
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "classes.json").write_text(json.dumps(list(vocabulary.classes), indent=1) + "\n")
+        if not trainer.is_global_zero:
+            return
+        for task in pl_module.data.evaluation_tasks:
+            folder = self._folder(trainer, pl_module, task.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "classes.json").write_text(json.dumps(list(task.vocabulary.classes), indent=1) + "\n")
 
     def write_on_batch_end(
         self,
@@ -46,40 +52,56 @@ class PredictionFiles(BasePredictionWriter):
         pl_module: LightningModule,
         prediction: Any,
         batch_indices: Any,
-        batch: dict[str, Any],
+        batch: EvaluationBatch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
         """Write the files of a batch."""
-        dataset, vocabulary = list(self._vocabularies(trainer).items())[dataloader_idx]
-        folder = self._folder(trainer, dataset)
-        for name, image, labels in zip(batch["id"], batch["image"], prediction, strict=True):
-            picture = as_picture(name, image, labels, None)
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture.prediction.astype(np.uint16)).save(_with_suffix(target, ".labels.png"))
-            if self.overlays:
-                Image.fromarray(draw_overlay(picture, vocabulary)).save(_with_suffix(target, ".overlay.png"))
-            shares = np.bincount(picture.prediction.ravel(), minlength=len(vocabulary)) / picture.prediction.size
-            record = {
-                "id": name,
-                "size": list(picture.prediction.shape),
-                "share": {c: round(float(s), 6) for c, s in zip(vocabulary.classes, shares, strict=True)},
-            }
-            _with_suffix(target, ".json").write_text(json.dumps(record, indent=1) + "\n")
+        assert isinstance(pl_module, SegmentationModule)
+        evaluation = pl_module.evaluation.datasets[dataloader_idx]
+        folder = self._folder(trainer, pl_module, evaluation.task.name)
+        found: list[Segmentation] = prediction
+        for picture in as_pictures(found, batch):
+            write_prediction(picture, evaluation.segmenter.vocabulary, folder / picture.id, self.overlays)
             self.written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the files are."""
         print(f"{self.written} images -> {Path(trainer.default_root_dir) / 'predictions'}")
 
-    @staticmethod
-    def _vocabularies(trainer: Trainer) -> dict[str, Vocabulary]:
-        return trainer.datamodule.evaluation_vocabularies  # type: ignore[attr-defined]
-
-    def _folder(self, trainer: Trainer, dataset: str) -> Path:
+    def _folder(self, trainer: Trainer, module: SegmentationModule, dataset: str) -> Path:
         folder = Path(trainer.default_root_dir) / "predictions"
-        return folder if len(self._vocabularies(trainer)) == 1 else folder / dataset
+        return folder if len(module.data.evaluation_tasks) == 1 else folder / dataset
+
+
+def write_prediction(picture: Picture, vocabulary: Vocabulary, target: Path, overlay: bool = True) -> None:
+    """Write the files of one image.
+
+    Args:
+        picture: The image and what was found in it.
+        vocabulary: The classes.
+        target: Where to, without the suffixes.
+        overlay: Whether to draw the overlay.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    labels, segments = picture.prediction, picture.segments
+    Image.fromarray(labels.astype(np.uint16)).save(_with_suffix(target, ".labels.png"))
+    if overlay:
+        Image.fromarray(draw_overlay(picture, vocabulary)).save(_with_suffix(target, ".overlay.png"))
+    shares = np.bincount(labels.ravel(), minlength=len(vocabulary)) / labels.size
+    record: dict[str, Any] = {
+        "id": picture.id,
+        "size": list(labels.shape),
+        "share": {c: round(float(s), 6) for c, s in zip(vocabulary.classes, shares, strict=True)},
+    }
+    if segments is not None:
+        Image.fromarray(segments.ids.astype(np.uint16)).save(_with_suffix(target, ".panoptic.png"))
+        areas = np.bincount(segments.ids.ravel(), minlength=len(segments.classes) + 1)[1:]
+        record["segments"] = [
+            {"id": number, "class": vocabulary.classes[label], "area": int(area)}
+            for number, (label, area) in enumerate(zip(segments.classes, areas, strict=True), start=1)
+        ]
+    _with_suffix(target, ".json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def _with_suffix(path: Path, suffix: str) -> Path:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ovsl.callbacks.debug import is_debug_run
-from ovsl.metrics.tables import format_table
+from ovsl.methods.base import SegmentationModule
+from ovsl.results.tables import format_table
 
 
 class ResultFiles(Callback):
-    """Print the results of an evaluation and write them to ``<run directory>/results/<stage>-<dataset>.json``.
+    """Print the results of an evaluation and write them to `<run directory>/results/<stage>-<dataset>.json`.
 
-    ``ovsl report`` collects these files.
+    `ovsl report` collects these files.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -25,7 +25,8 @@ class ResultFiles(Callback):
         """Write what the module computed."""
         self._write(trainer, pl_module)
 
-    def _write(self, trainer: Trainer, module: Any) -> None:
+    def _write(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, SegmentationModule)
         if not trainer.is_global_zero or trainer.sanity_checking or not module.evaluation_results:
             return
         folder = Path(trainer.default_root_dir) / "results"

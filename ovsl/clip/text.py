@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -62,6 +62,14 @@ class TextEmbeddings:
         index = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(r) for r in rows]))
         seen = None if self.seen is None else self.seen[list(classes)]
         return TextEmbeddings(self.vectors[torch.cat(rows)], index.to(self.class_index.device), len(classes), seen)
+
+
+class TextEncoder(Protocol):
+    """What embeds vocabularies for a method."""
+
+    def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Embed the classes of a vocabulary, its seen marks taken along."""
+        ...
 
 
 class TextClassifier:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 
+from ovsl.data.batches import EvaluationTask
 from ovsl.data.order import PositionSampler, SectionSampler
 from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, as_made, one_thread
 from ovsl.data.sources import ImageFiles, Source
@@ -122,6 +123,15 @@ class SegmentationDataModule(LightningDataModule):
         return {
             name: Vocabulary.load(dataset.vocabulary, split=dataset.split) for name, dataset in self.evaluation.items()
         }
+
+    @property
+    def evaluation_tasks(self) -> list[EvaluationTask]:
+        """What is evaluated, in the order of the evaluation loaders. Needs no `setup`."""
+        published = {name: dataset.published or {} for name, dataset in self.evaluation.items()}
+        return [
+            EvaluationTask(name, vocabulary, published.get(name, {}))
+            for name, vocabulary in self.evaluation_vocabularies.items()
+        ]
 
     @property
     def position(self) -> int:

@@ -3,7 +3,7 @@
 from ovsl.inference.multi_scale import MultiScale
 from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, resize
 from ovsl.inference.segmentation import Segmentation, segment
-from ovsl.inference.semantic import Inference, SlidingWindow, WholeImage, average_windows
+from ovsl.inference.semantic import Inference, Size, SlidingWindow, WholeImage, average_windows
 
 __all__ = [
     "DensePrediction",
@@ -12,6 +12,7 @@ __all__ = [
     "MultiScale",
     "Prediction",
     "Segmentation",
+    "Size",
     "SlidingWindow",
     "WholeImage",
     "average_windows",

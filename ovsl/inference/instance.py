@@ -12,7 +12,7 @@ from ovsl.inference.panoptic import original_mask_logits
 from ovsl.inference.prediction import MaskPrediction
 
 
-@dataclass(frozen=True)
+@dataclass
 class Instances:
     """Scored masks of one image, which may overlap.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ovsl.inference.prediction import resize
-from ovsl.inference.semantic import Inference, Predict, SlidingWindow, WholeImage
+from ovsl.inference.semantic import Inference, Predict, Size, SlidingWindow, WholeImage
 
 
 class MultiScale(Inference):
@@ -33,14 +33,13 @@ class MultiScale(Inference):
         self.scales = tuple(scales)
         self.flip = flip
 
-    def labels(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
-    ) -> Tensor:
+    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
         """See :meth:`Inference.labels`; image by image, images uint8 or 0..1."""
-        return torch.cat([self.probabilities(predict, one[None], original_size).argmax(1) for one in images])
+        return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 
-    def probabilities(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Mean class probabilities ``(B, C, H0, W0)``."""
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """See `Inference.scores`; mean class probabilities."""
+        original_size = original_size or (images.shape[-2], images.shape[-1])
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         total: Tensor | None = None
         for scale in self.scales:

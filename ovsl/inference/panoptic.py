@@ -11,7 +11,7 @@ from torch import Tensor
 from ovsl.inference.prediction import MaskPrediction, resize
 
 
-@dataclass(frozen=True)
+@dataclass
 class PanopticMap:
     """Segments of one image that do not overlap.
 

@@ -13,9 +13,9 @@ from ovsl.inference.prediction import MaskPrediction
 from ovsl.inference.semantic import Inference, Predict, WholeImage, whole_image_labels
 
 
-@dataclass(frozen=True)
+@dataclass
 class Segmentation:
-    """What was found in one image.
+    """What was found in one image. Not frozen: Lightning moves what a step returns from field to field.
 
     Attributes:
         labels: Class of every pixel, int64 ``(H, W)``.

@@ -15,15 +15,14 @@ from torch import Tensor
 from ovsl.inference.prediction import MaskPrediction, Prediction, resize
 
 Predict = Callable[[Tensor], Prediction]
+Size = tuple[int, int]
 
 
 class Inference(ABC):
     """How images go through the network and become label maps."""
 
     @abstractmethod
-    def labels(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
-    ) -> Tensor:
+    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
         """Predict the label maps of images of one size.
 
         Args:
@@ -33,7 +32,22 @@ class Inference(ABC):
             class_chunk_size: Classes held at full resolution at a time, where they need not be held together.
 
         Returns:
-            int64 ``(B, H0, W0)``, values 0..C-1.
+            int64 `(B, H0, W0)`, values 0..C-1.
+        """
+
+    @abstractmethod
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """Compute the scores of all classes whose arg-max the labels are.
+
+        A tensor of all classes at full size: for export and analyses; evaluation takes `labels`.
+
+        Args:
+            predict: As for `labels`.
+            images: `(B, 3, H, W)`.
+            original_size: Size at which scores are wanted; None for that of the images.
+
+        Returns:
+            `(B, C, H0, W0)`.
         """
 
 
@@ -48,16 +62,16 @@ class WholeImage(Inference):
     def __init__(self, resize_masks_first: bool = True) -> None:
         self.resize_masks_first = resize_masks_first
 
-    def labels(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
-    ) -> Tensor:
+    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
         """See :meth:`Inference.labels`."""
         size = (images.shape[-2], images.shape[-1])
         return whole_image_labels(predict(images), size, original_size, self.resize_masks_first, class_chunk_size)
 
-    def scores(self, predict: Predict, images: Tensor) -> Tensor:
-        """Scores of all classes at the size of the images: ``(B, C, H, W)``."""
-        return predict(images).semantic_scores((images.shape[-2], images.shape[-1]))
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """See `Inference.scores`."""
+        size = (images.shape[-2], images.shape[-1])
+        scores_of = whole_image_scores(predict(images), size, original_size or size, self.resize_masks_first)
+        return scores_of(slice(None))
 
 
 class SlidingWindow(Inference):
@@ -76,9 +90,7 @@ class SlidingWindow(Inference):
         self.stride = stride
         self.window_batch_size = window_batch_size
 
-    def labels(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
-    ) -> Tensor:
+    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
         """See :meth:`Inference.labels`."""
         size = (images.shape[-2], images.shape[-1])
         windows, predictions = self._predictions(predict, images)
@@ -88,10 +100,11 @@ class SlidingWindow(Inference):
             class_chunk_size,
         )
 
-    def scores(self, predict: Predict, images: Tensor) -> Tensor:
-        """Mean scores of all classes at the size of the images: ``(B, C, H, W)``."""
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """See `Inference.scores`; the mean of the windows."""
+        size = (images.shape[-2], images.shape[-1])
         windows, predictions = self._predictions(predict, images)
-        return average_windows(predictions, windows, (images.shape[-2], images.shape[-1]))
+        return resize(average_windows(predictions, windows, size), original_size or size)
 
     def _predictions(
         self, predict: Predict, images: Tensor
@@ -120,8 +133,8 @@ ClassChunk = Callable[[slice], Tensor]
 
 def whole_image_labels(
     prediction: Prediction,
-    size: tuple[int, int],
-    original_size: tuple[int, int],
+    size: Size,
+    original_size: Size,
     resize_masks_first: bool = True,
     class_chunk_size: int = 32,
 ) -> Tensor:
@@ -137,28 +150,27 @@ def whole_image_labels(
     Returns:
         int64 ``(B, H0, W0)``, values 0..C-1.
     """
+    scores_of = whole_image_scores(prediction, size, original_size, resize_masks_first)
+    return _running_argmax(scores_of, prediction.num_classes, class_chunk_size)
+
+
+def whole_image_scores(
+    prediction: Prediction, size: Size, original_size: Size, resize_masks_first: bool = True
+) -> ClassChunk:
+    """Give the scores of any slice of the classes at the original size, `(B, C', H0, W0)`; see `whole_image_labels`."""
     if not isinstance(prediction, MaskPrediction):
-        return _running_argmax(
-            lambda classes: resize(prediction.semantic_scores(size, classes), original_size),
-            prediction.num_classes,
-            class_chunk_size,
-        )
+        return lambda classes: resize(prediction.semantic_scores(size, classes), original_size)
     logits = prediction.resized_mask_logits(size)
     # Resized once for all chunks of classes; with the masks first, the second resize below has nothing to do.
     masks = (resize(logits, original_size) if resize_masks_first else logits).sigmoid()
-    return _running_argmax(
-        lambda classes: resize(
-            torch.einsum("bqc,bqhw->bchw", prediction.class_scores[..., classes], masks), original_size
-        ),
-        prediction.num_classes,
-        class_chunk_size,
-    )
+    class_scores = prediction.class_scores
+    return lambda classes: resize(torch.einsum("bqc,bqhw->bchw", class_scores[..., classes], masks), original_size)
 
 
 def average_windows(
     predictions: list[Prediction],
     windows: list[tuple[int, int, int, int]],
-    size: tuple[int, int],
+    size: Size,
     classes: slice = slice(None),
 ) -> Tensor:
     """Mean of the window scores at every pixel.

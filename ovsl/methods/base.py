@@ -1,426 +1,313 @@
-"""What every method shares: steps, evaluation over several datasets, logging, checkpoints without the frozen CLIP."""
+"""What every method shares: contract, training step, optimiser, and thin hooks into evaluation and checkpoints."""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
-from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings, build_clip
+from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
+from ovsl.data import SegmentationDataModule
+from ovsl.data.batches import EvaluationBatch, TrainingBatch
 from ovsl.errors import InputError
-from ovsl.inference import Inference, Prediction, Segmentation, WholeImage, segment
-from ovsl.losses import MaskTargets
+from ovsl.evaluation import DatasetEvaluation, Evaluation, RunHeader, Segmenter, Words
+from ovsl.inference import Inference, Prediction, Segmentation, WholeImage
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.metrics import AbsentClasses, EvaluationResult, OpenVocabularyIoU
-from ovsl.metrics.average_precision import MaskAveragePrecision
-from ovsl.metrics.panoptic import PanopticQuality
+from ovsl.methods.training_classes import TrainingClasses
+from ovsl.metrics import AbsentClasses
+from ovsl.results import EvaluationResult
+from ovsl.runs.record import CheckpointRecord, CLIPIdentity, check_checkpoint, load_weights, saved_state
 from ovsl.vocabulary import Vocabulary
 
-Batch = dict[str, Any]
-"""``image`` uint8, ``semantic`` int64, ``id``, in evaluation ``original_size``, and from panoptic data ``segment_ids``,
-``segment_classes`` and ``segment_crowd``; see :class:`ovsl.data.SegmentationDataModule`."""
+__all__ = ["CLIPSettings", "Losses", "SegmentationModule"]
 
 
-@dataclass
-class CLIPSettings:
-    """Which CLIP a method stands on; see :func:`ovsl.clip.build_clip`.
+@dataclass(frozen=True)
+class Losses:
+    """What a method computes from a training batch.
 
     Args:
-        model: ``toy_vit``, ``toy_convnext``, or an open_clip model name such as ``ViT-B-16``.
-        pretrained: open_clip tag, local weights file, or None.
-        quick_gelu: Activation that a weights file was trained with; leave out with a tag.
-        config: open_clip configuration of a model that has no name.
+        weighted: Scalars whose sum is minimised.
+        figures: Scalars that are only logged.
     """
 
-    model: str = "toy_vit"
-    pretrained: str | None = None
-    quick_gelu: bool | None = None
-    config: dict[str, Any] | None = None
-
-    def build(self) -> FrozenCLIP:
-        """Build the frozen model."""
-        return build_clip(self.model, self.pretrained, self.quick_gelu, self.config)
+    weighted: Mapping[str, Tensor]
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class SegmentationModule(LightningModule):
-    """A method of open-vocabulary semantic segmentation on a frozen CLIP.
+class SegmentationModule(LightningModule, ABC):
+    """A method of open-vocabulary semantic segmentation on a CLIP.
 
-    A subclass builds its network in ``__init__`` and gives :meth:`forward` and, if it trains, :meth:`losses`.
-    Training, validation, test, prediction, logging and checkpoints are here and nowhere else.
+    A subclass builds its network in `__init__` and gives `forward` and, if it trains, `losses`.
 
     Args:
         clip: The CLIP that gives image features and text embeddings.
-        templates: Prompt template set, see :func:`ovsl.vocabulary.load_templates`.
-        synonyms: How the names of one class are merged: ``first``, ``mean`` or ``max``.
-        inference: :class:`~ovsl.inference.WholeImage` or :class:`~ovsl.inference.SlidingWindow`.
+        templates: Prompt template set, see `ovsl.vocabulary.load_templates`.
+        synonyms: How the names of one class are merged: `first`, `mean` or `max`.
+        inference: `WholeImage`, `SlidingWindow` or another of `ovsl.inference`.
         inference_for: Another inference for some evaluation datasets, by their names.
         absent_classes: How mIoU treats classes that the ground truth of a dataset lacks, see
-            :class:`~ovsl.metrics.OpenVocabularyIoU`.
+            `ovsl.metrics.OpenVocabularyIoU`.
         optimizer: Called with the parameter groups.
         schedule: Learning-rate schedule over the run.
         train_clip: Substrings of CLIP parameter names that train with the method; all others are frozen.
+        initial_checkpoint: Checkpoint of this method whose weights a new run starts from; optimiser and schedule
+            start afresh.
     """
 
-    trainable = True
+    trainable: ClassVar[bool] = True
     """Whether the method has anything to train; False for training-free ones."""
 
-    predicts_masks = False
-    """Whether :meth:`forward` returns a :class:`~ovsl.inference.MaskPrediction`, which panoptic quality needs."""
+    predicts_masks: bool = False
+    """Whether `forward` returns a `MaskPrediction`, which panoptic quality needs."""
+
+    image_tower: ClassVar[ImageTowerUse] = "frozen"
+    """What the method does with the image tower of the CLIP, see `ovsl.clip.CLIPSettings.build`."""
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated, and the command line shows its fields
+        clip: CLIPSettings = CLIPSettings(),
         templates: str = "imagenet_80",
         synonyms: SynonymRule = "first",
-        inference: Inference = WholeImage(),  # noqa: B008 - never mutated
+        inference: Inference = WholeImage(),
         inference_for: dict[str, Inference] | None = None,
         absent_classes: AbsentClasses = "skip",
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule = PolynomialSchedule(),  # noqa: B008 - frozen
+        schedule: Schedule = PolynomialSchedule(),
         train_clip: tuple[str, ...] = (),
+        initial_checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        self.clip = clip.build()
+        self.clip = clip.build(self.image_tower)
         self.clip.freeze(train_clip)
-        self.text_classifier = TextClassifier(self.clip, templates, synonyms)
+        self.templates = templates
+        self.synonyms = synonyms
         self.inference = inference
         self.inference_for = inference_for or {}
         self.absent_classes = absent_classes
         self.optimizer = optimizer
         self.schedule = schedule
+        self.initial_checkpoint = initial_checkpoint
         # Checkpoints leave the frozen CLIP out; `on_load_checkpoint` is stricter than Lightning's own check.
         self.strict_loading = False
         self.training_vocabulary: Vocabulary | None = None
-        self.evaluation_results: list[EvaluationResult] = []
         self.settings: dict[str, Any] | None = None
-        self._metrics = nn.ModuleList()
-        self._segment_metrics: list[list[Any]] = []
-        self.evaluation_vocabularies: list[Vocabulary] = []
-        self._training_lookup: Tensor | None = None
+        self.evaluation = Evaluation([])
+        self.evaluation_results: list[EvaluationResult] = []
+        self._training_classes: TrainingClasses | None = None
         self._loaded_step = 0
 
     # What a method gives -----------------------------------------------------------------------------------------
 
+    @abstractmethod
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Segment images with the classes of a vocabulary.
 
         Args:
-            images: uint8 RGB ``(B, 3, H, W)``.
+            images: uint8 RGB `(B, 3, H, W)`.
             text: Text embeddings of C classes.
 
         Returns:
             Dense scores or masks over the C classes.
         """
-        raise NotImplementedError
+
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Compare a training batch with what the network says of it; what `training_classes` gives may be used.
+
+        Args:
+            batch: Labels in the indices of the training vocabulary.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not train.")
+
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
+        """Give the optimiser's groups; by default one of everything that trains.
+
+        Args:
+            base_rate: Learning rate of groups that do not name their own `lr`.
+        """
+        yield {"params": [p for p in self.parameters() if p.requires_grad], "name": "all"}
+
+    def text_encoder(self) -> TextEncoder:
+        """Make what embeds vocabularies; called once, when the first one is embedded."""
+        return TextClassifier(self.clip, self.templates, self.synonyms)
+
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Take a vocabulary to choose from in evaluation: the one place where seen classes are decided.
+
+        A class is seen by an explicit split, or else by sharing a name with a class that the method trained on.
+        """
+        vocabulary = self.with_seen(vocabulary)
+        return Words(vocabulary, self.text_classifier(vocabulary))
 
     def released_network(self, images: Tensor, text: TextEmbeddings) -> object:
-        """The network as the official code runs it and its multiply-adds are published: :meth:`forward` by default.
+        """Run the network as the official code does, whose multiply-adds are published: `forward` by default.
 
         For methods whose inference here leaves out work of the official code that no result depends on.
 
         Args:
-            images: uint8 RGB ``(B, 3, H, W)``.
+            images: uint8 RGB `(B, 3, H, W)`.
             text: Text embeddings of C classes.
         """
         return self(images, text)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Weighted losses of a training batch; their sum is minimised.
+    # What a method may use ---------------------------------------------------------------------------------------
 
-        Args:
-            batch: ``image`` uint8 ``(B, 3, H, W)`` and ``semantic`` int64 ``(B, H, W)`` in the indices of
-                :attr:`training_vocabulary`.
-        """
-        raise NotImplementedError
-
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """Optimiser groups; by default one group of everything that trains."""
-        yield {"params": [p for p in self.parameters() if p.requires_grad], "name": "all"}
-
-    # Text and labels of the training set --------------------------------------------------------------------------
+    @cached_property
+    def text_classifier(self) -> TextEncoder:
+        """Embeds vocabularies; see `text_encoder`."""
+        return self.text_encoder()
 
     @property
-    def seen_classes(self) -> list[int]:
-        """Indices of the training vocabulary's classes whose labels may be used in training."""
-        vocabulary = self._require_training_vocabulary()
-        return list(range(len(vocabulary))) if vocabulary.seen is None else vocabulary.seen_indices
+    def training_classes(self) -> TrainingClasses:
+        """The classes that are trained on.
 
-    def training_text(self) -> TextEmbeddings:
-        """Text embeddings of the seen classes, in the order of :attr:`seen_classes`."""
-        vocabulary = self._require_training_vocabulary()
-        return self.text_classifier(vocabulary.subset(self.seen_classes))
-
-    def training_targets(self, semantic: Tensor) -> Tensor:
-        """Labels in the order of :attr:`seen_classes`; pixels of unseen classes become ignored ones.
-
-        Args:
-            semantic: int64 ``(B, H, W)`` in indices of the training vocabulary, or its ``ignore_index``.
-
-        Returns:
-            int64 ``(B, H, W)`` with ranks among the seen classes, ``ignore_index`` elsewhere.
+        Raises:
+            InputError: The data has no training vocabulary.
         """
-        vocabulary = self._require_training_vocabulary()
-        if self._training_lookup is None or self._training_lookup.device != semantic.device:
-            size = max(vocabulary.ignore_index, len(vocabulary)) + 1
-            lookup = torch.full((size,), vocabulary.ignore_index, dtype=torch.int64)
-            lookup[torch.tensor(self.seen_classes)] = torch.arange(len(self.seen_classes))
-            self._training_lookup = lookup.to(semantic.device)
-        return self._training_lookup[semantic]
-
-    def mask_targets(self, batch: Batch, keep_empty: bool = False) -> MaskTargets:
-        """Target masks of a training batch, labels in the order of :attr:`seen_classes`; none of unseen classes.
-
-        One mask for each segment where the data has panoptic maps, else one for each class that an image holds.
-
-        Args:
-            batch: As for :meth:`losses`.
-            keep_empty: Whether segments that the crop cut away stay as labels without a pixel.
-        """
-        if "segment_ids" not in batch:
-            return MaskTargets.from_semantic(self.training_targets(batch["semantic"]), len(self.seen_classes))
-        targets = MaskTargets.from_segments(batch["segment_ids"], batch["segment_classes"])
-        labels = self.training_targets(targets.labels)
-        keep = labels != self._require_training_vocabulary().ignore_index
-        if not keep_empty:
-            keep &= targets.masks.flatten(1).any(dim=1)
-        return replace(targets, labels=labels).select(keep)
-
-    def _require_training_vocabulary(self) -> Vocabulary:
         if self.training_vocabulary is None:
             raise InputError("The data has no training vocabulary; set `data.vocabulary` to the training set's.")
-        return self.training_vocabulary
+        if self._training_classes is None or self._training_classes.vocabulary is not self.training_vocabulary:
+            self._training_classes = TrainingClasses(self.training_vocabulary, self.text_classifier)
+        return self._training_classes
 
-    # Lightning -----------------------------------------------------------------------------------------------------
+    def with_seen(self, vocabulary: Vocabulary) -> Vocabulary:
+        """Mark the classes that share a name with one that was trained on, unless a split says which are seen."""
+        if vocabulary.seen is not None or self.training_vocabulary is None:
+            return vocabulary
+        return vocabulary.with_seen_from(self.training_vocabulary)
+
+    def segmenter(self, vocabulary: Vocabulary, dataset: str | None = None) -> Segmenter:
+        """Bind words to this method.
+
+        Args:
+            vocabulary: The classes to choose from.
+            dataset: Name of an evaluation dataset, which may have an inference of its own.
+        """
+        return Segmenter(self, vocabulary, self.inference_for.get(dataset or "", self.inference))
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> SegmentationDataModule:
+        """The data of the running trainer."""
+        data: SegmentationDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
 
     def setup(self, stage: str) -> None:
-        """Take the training vocabulary from the data in ``fit``; evaluation gets it from the checkpoint."""
-        if stage == "fit":
-            self.training_vocabulary = self.trainer.datamodule.training_vocabulary  # type: ignore[attr-defined]
-            self._training_lookup = None
+        """Take the training vocabulary from the data in `fit`; evaluation gets it from the checkpoint."""
+        if stage != "fit":
+            return
+        if self.initial_checkpoint is not None:
+            load_weights(self, Path(self.initial_checkpoint))
+            self._loaded_step = 0  # the new run counts its own steps
+        self.training_vocabulary = self.data.training_vocabulary
 
     def configure_optimizers(self) -> Any:
-        """Optimiser over :meth:`parameter_groups` and the schedule, stepped every optimiser step."""
-        optimizer = self.optimizer(list(self.parameter_groups()))
-        total_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = self.schedule.build(optimizer, total_steps)
+        """Make the optimiser over `parameter_groups`, and the schedule, stepped every optimiser step."""
+        base_rate = self.optimizer([torch.zeros(1)]).defaults["lr"]
+        optimizer = self.optimizer(list(self.parameter_groups(float(base_rate))))
+        scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Sum of the losses of a batch."""
+    def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
+        """Sum the losses of a batch."""
         losses = self.losses(batch)
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.stack(list(losses.weighted.values())).sum()
         batch_size = len(batch["id"])
         self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
         self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
-        self.log_dict({f"train/{name}": value for name, value in losses.items()}, batch_size=batch_size)
+        logged = {f"train/{name}": value for name, value in {**losses.weighted, **losses.figures}.items()}
+        self.log_dict(logged, batch_size=batch_size)
         return total
-
-    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """Text embeddings of the classes to choose from."""
-        return self.text_classifier(vocabulary)
-
-    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
-        """Label maps of an evaluation batch at the original size of each image.
-
-        Args:
-            batch: ``image``: list of uint8 ``(3, H, W)``; ``original_size``: list of ``(H0, W0)``.
-            vocabulary: The classes to choose from.
-
-        Returns:
-            int64 ``(H0, W0)`` for each image.
-        """
-        return [found.labels for found in self.segmentations(batch, vocabulary)]
-
-    def segmentations(
-        self, batch: Batch, vocabulary: Vocabulary, things: Sequence[bool] | None = None
-    ) -> list[Segmentation]:
-        """Everything that one pass of the network says about an evaluation batch, at the original sizes.
-
-        Args:
-            batch: See :meth:`label_maps`; ``dataset`` may name the evaluation dataset.
-            vocabulary: The classes to choose from.
-            things: For each class whether it is countable; None asks for label maps only.
-        """
-        text = self.evaluation_text(vocabulary)
-        inference = self.inference_for.get(batch.get("dataset", ""), self.inference)
-        groups: dict[tuple[Any, ...], list[int]] = {}
-        for index, (image, original) in enumerate(zip(batch["image"], batch["original_size"], strict=True)):
-            groups.setdefault((tuple(image.shape), tuple(original)), []).append(index)
-        found: dict[int, Segmentation] = {}
-        for (_, original), members in groups.items():
-            images = torch.stack([batch["image"][index] for index in members])
-            segmentations = segment(lambda crops: self(crops, text), images, original, inference, things)
-            found.update(zip(members, segmentations, strict=True))
-        return [found[index] for index in range(len(batch["image"]))]
 
     @property
     def trained_steps(self) -> int:
         """Optimiser steps behind the current weights, also when they come from a checkpoint."""
         return max(self.global_step, self._loaded_step)
 
+    # Evaluation ----------------------------------------------------------------------------------------------------
+
     def _start_evaluation(self) -> None:
-        """Make the metrics of each evaluation dataset, its seen classes decided by what this model trained on."""
-        self.evaluation_vocabularies = []
-        self._metrics, self._segment_metrics = nn.ModuleList(), []
-        for vocabulary in self.trainer.datamodule.evaluation_vocabularies.values():  # type: ignore[attr-defined]
-            # An explicit split of the evaluation set stands, as in the fully supervised rows of zero-shot tables.
-            if vocabulary.seen is None and self.training_vocabulary is not None:
-                vocabulary = vocabulary.with_seen_from(self.training_vocabulary)
-            self.evaluation_vocabularies.append(vocabulary)
-            metric = OpenVocabularyIoU(len(vocabulary), vocabulary.seen, vocabulary.ignore_index, self.absent_classes)
-            self._metrics.append(metric.to(self.device))
-            # On every process alike, also on one that gets no image: `compute` is called by all of them together.
-            of_segments: list[Any] = []
-            if self.predicts_masks and vocabulary.things is not None:
-                of_segments.append(PanopticQuality(len(vocabulary), vocabulary.things, vocabulary.seen))
-                of_segments.append(MaskAveragePrecision(len(vocabulary), vocabulary.seen))
-            self._segment_metrics.append([of_segment.to(self.device) for of_segment in of_segments])
+        self.evaluation = Evaluation(
+            [
+                DatasetEvaluation(task, self.segmenter(task.vocabulary, task.name), self.absent_classes, self.device)
+                for task in self.data.evaluation_tasks
+            ]
+        )
 
-    def _evaluation_step(self, batch: Batch, dataloader_idx: int) -> list[Tensor]:
-        vocabulary = self.evaluation_vocabularies[dataloader_idx]
-        batch["dataset"] = list(self.trainer.datamodule.evaluation_vocabularies)[dataloader_idx]  # type: ignore[attr-defined]
-        if self.predicts_masks and "segment_ids" in batch:
-            found = self.segmentations(batch, vocabulary, vocabulary.things)
-            self._count_segments(found, batch, dataloader_idx)
-            labels = [segmentation.labels for segmentation in found]
-        else:
-            labels = self.label_maps(batch, vocabulary)
-        metric: Any = self._metrics[dataloader_idx]
-        for prediction, target in zip(labels, batch["semantic"], strict=True):
-            metric.update(prediction, target)
-        return labels
-
-    def _count_segments(self, found: list[Segmentation], batch: Batch, dataloader_idx: int) -> None:
-        quality, precision = self._segment_metrics[dataloader_idx]
-        is_thing = torch.tensor(self.evaluation_vocabularies[dataloader_idx].things, device=self.device)
-        truth = (batch["segment_ids"], batch["segment_classes"], batch["segment_crowd"])
-        for segmentation, ids, classes, crowd in zip(found, *truth, strict=True):
-            panoptic, instances = segmentation.panoptic, segmentation.instances
-            if panoptic is None or instances is None:
-                continue
-            quality.update(panoptic.segment_ids, panoptic.classes, ids, classes, crowd)
-            things = is_thing[classes].nonzero().flatten()
-            masks = ids == things[:, None, None] + 1
-            precision.update(instances.scores, instances.labels, instances.masks, classes[things], masks, crowd[things])
-
-    def _finish_evaluation(self, stage: str) -> None:
-        datasets = self.trainer.datamodule.evaluation_vocabularies  # type: ignore[attr-defined]
-        self.evaluation_results = []
-        for name, vocabulary, metric, of_segments in zip(
-            datasets, self.evaluation_vocabularies, self._metrics, self._segment_metrics, strict=True
-        ):
-            result = metric.result(  # type: ignore[operator]
-                run=Path(self.trainer.default_root_dir).name,
-                method=type(self).__name__,
-                stage=stage,
-                dataset=name,
-                step=self.trained_steps,
-                vocabulary=vocabulary,
-            )
-            for segment_metric in of_segments:
-                with warnings.catch_warnings():
-                    # A dataset without panoptic maps, or a process without an image, has nothing to count.
-                    warnings.filterwarnings("ignore", "The ``compute`` method of metric")
-                    values = segment_metric.compute()
-                if values["images"]:
-                    numbers = {key: values[key].item() for key in segment_metric.scalars}
-                    numbers = {key: None if math.isnan(number) else number for key, number in numbers.items()}
-                    result = replace(result, metrics=result.metrics | numbers)
-            dataset = getattr(self.trainer.datamodule, "evaluation", {}).get(name)  # type: ignore[attr-defined]
-            quoted = (dataset and dataset.published) or {}
-            result = replace(result, published={key: value / 100 for key, value in quoted.items()})
-            self.evaluation_results.append(result)
-            prefix = "val" if stage == "validate" else "test"
+    def _finish_evaluation(self, stage: str, prefix: str) -> None:
+        run = Path(self.trainer.default_root_dir).name
+        self.evaluation_results = self.evaluation.results(
+            RunHeader(run, type(self).__name__, stage, self.trained_steps)
+        )
+        for result in self.evaluation_results:
             # Every process logs the same value: the metric has summed its counts over all of them already.
-            self.log_dict({f"{prefix}/{name}/{key}": v for key, v in result.metrics.items() if v is not None})
+            figures = {name: value for name, value in result.metrics.items() if value is not None}
+            self.log_dict({f"{prefix}/{result.dataset}/{name}": value for name, value in figures.items()})
 
     def on_validation_start(self) -> None:
-        """Prepare the metrics."""
+        """Bind the words of every dataset."""
         self._start_evaluation()
 
-    def validation_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> list[Tensor]:
-        """Count a validation batch; returns its label maps for callbacks."""
-        return self._evaluation_step(batch, dataloader_idx)
+    def validation_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
+        """Count a validation batch; what was found is for callbacks."""
+        return self.evaluation.update(dataloader_idx, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the metrics of every dataset."""
-        self._finish_evaluation("validate")
+        self._finish_evaluation("validate", "val")
 
     def on_test_start(self) -> None:
-        """Prepare the metrics."""
+        """Bind the words of every dataset."""
         self._start_evaluation()
 
-    def test_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> list[Tensor]:
-        """Count a test batch; returns its label maps for callbacks."""
-        return self._evaluation_step(batch, dataloader_idx)
+    def test_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
+        """Count a test batch; what was found is for callbacks."""
+        return self.evaluation.update(dataloader_idx, batch)
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the metrics of every dataset."""
-        self._finish_evaluation("test")
+        self._finish_evaluation("test", "test")
 
-    def predict_step(self, batch: Batch, batch_index: int, dataloader_idx: int = 0) -> list[Tensor]:
-        """Label maps of a batch, with the vocabulary of the data."""
-        vocabularies = list(self.trainer.datamodule.evaluation_vocabularies.values())  # type: ignore[attr-defined]
-        return self.label_maps(batch, vocabularies[dataloader_idx])
+    def on_predict_start(self) -> None:
+        """Bind the words."""
+        self._start_evaluation()
+
+    def predict_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
+        """Segment a batch, with panoptic maps where the method gives them."""
+        return self.evaluation.segment(dataloader_idx, batch)
 
     # Checkpoints ---------------------------------------------------------------------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """State without the frozen CLIP, which its name and hash stand for."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        if not args and not kwargs:
-            for name in self.clip.frozen_names():
-                state.pop(f"clip.model.{name}")
-        return state
+    def frozen_names(self) -> set[str]:
+        """Name the weights of the frozen CLIP, which checkpoints leave out: its name and hash stand for them."""
+        return {f"clip.model.{name}" for name in self.clip.frozen_names()}
+
+    def record(self) -> CheckpointRecord:
+        """Say what the weights belong to."""
+        clip = CLIPIdentity(self.clip.name, self.clip.pretrained, self.clip.sha256)
+        method = f"{type(self).__module__}.{type(self).__qualname__}"
+        return CheckpointRecord(method, self.settings, clip, self.training_vocabulary, self.trained_steps)
+
+    def take_record(self, record: CheckpointRecord) -> None:
+        """Go on from loaded weights: what they trained on, and for how long."""
+        self._loaded_step = record.step
+        if record.training_vocabulary is not None:
+            self.training_vocabulary = record.training_vocabulary
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record what the weights belong to: method, settings, frozen CLIP, training vocabulary. Plain types only."""
-        vocabulary = self.training_vocabulary
-        checkpoint["ovsl"] = {
-            "method": f"{type(self).__module__}.{type(self).__qualname__}",
-            "settings": self.settings,
-            "clip": {"model": self.clip.name, "pretrained": self.clip.pretrained, "sha256": self.clip.sha256},
-            "training_vocabulary": None if vocabulary is None else vocabulary.to_dict(),
-        }
+        """Leave the frozen CLIP out, and record what the weights belong to."""
+        checkpoint["state_dict"] = saved_state(self, checkpoint["state_dict"])
+        checkpoint["ovsl"] = self.record().to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another method, another CLIP or another shape of this method.
-
-        Raises:
-            InputError: With what differs and what to do.
-        """
-        record = checkpoint.get("ovsl")
-        own = f"{type(self).__module__}.{type(self).__qualname__}"
-        if record is None:
-            raise InputError("The checkpoint was not written by ovsl; convert official weights with `ovsl convert`.")
-        if record["method"] != own:
-            raise InputError(
-                f"The checkpoint holds {record['method'].rsplit('.', 1)[-1]}, but the configuration asks for "
-                f"{own.rsplit('.', 1)[-1]}; give that method's configuration, or another checkpoint."
-            )
-        if record["clip"]["sha256"] != self.clip.sha256:
-            raise InputError(
-                f"The checkpoint was trained on CLIP {record['clip']['model']!r} ({record['clip']['pretrained']}), but "
-                f"{self.clip.name!r} ({self.clip.pretrained}) with other weights is loaded; set model.clip to match."
-            )
-        expected, found = self.state_dict(), checkpoint["state_dict"]
-        missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        wrong = [key for key in expected.keys() & found.keys() if expected[key].shape != found[key].shape]
-        if missing or unexpected or wrong:
-            named = ", ".join((missing + unexpected + sorted(wrong))[:3])
-            raise InputError(
-                f"The checkpoint does not fit this configuration of {own.rsplit('.', 1)[-1]}: {len(missing)} weights "
-                f"missing, {len(unexpected)} unexpected, {len(wrong)} of another shape ({named} ...); "
-                "use the config.yaml of the run that wrote it."
-            )
-        self._loaded_step = int(checkpoint["global_step"])
-        if record["training_vocabulary"] is not None:
-            self.training_vocabulary = Vocabulary.from_dict(record["training_vocabulary"])
+        """Refuse a checkpoint that does not belong to this module; see `CheckpointRecord.check`."""
+        self.take_record(check_checkpoint(self, checkpoint))

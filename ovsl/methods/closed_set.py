@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ovsl.errors import InputError
-from ovsl.methods.base import Batch, SegmentationModule
+from ovsl.evaluation import Words
+from ovsl.methods.base import SegmentationModule
 from ovsl.vocabulary import Vocabulary
 
 
@@ -16,18 +16,17 @@ class ClosedSetModule(SegmentationModule):
     closed_set = False
     """Whether only the classes that were trained on can be predicted."""
 
-    def label_maps(self, batch: Batch, vocabulary: Vocabulary) -> list[Tensor]:
-        """See :meth:`SegmentationModule.label_maps`.
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """See `SegmentationModule.words`.
 
         A closed set predicts its own classes, found by name in the vocabulary; all others go unpredicted.
 
         Raises:
             InputError: The vocabulary lacks a class of a closed set.
         """
-        trained = self.training_vocabulary
-        if not self.closed_set or trained is None:
-            return super().label_maps(batch, vocabulary)
-        known = trained.subset(self.seen_classes)
+        if not self.closed_set or self.training_vocabulary is None:
+            return super().words(vocabulary)
+        trained, known = self.training_vocabulary, self.training_classes.seen
         missing = [name for name in known.classes if name not in vocabulary.classes]
         if missing:
             raise InputError(
@@ -36,4 +35,4 @@ class ClosedSetModule(SegmentationModule):
                 "an open-vocabulary configuration (see `ovsl fit --model.help`)."
             )
         positions = torch.tensor([vocabulary.classes.index(name) for name in known.classes], device=self.device)
-        return [positions[labels] for labels in super().label_maps(batch, known)]
+        return Words(self.with_seen(vocabulary), self.text_classifier(known), positions)

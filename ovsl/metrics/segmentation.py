@@ -1,6 +1,7 @@
 """Semantic segmentation quality over seen and unseen classes."""
 
-import math
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -9,8 +10,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovsl.errors import InputError
-from ovsl.metrics.results import ClassResult, EvaluationResult
-from ovsl.vocabulary import Vocabulary
 
 AbsentClasses = Literal["skip", "zero"]
 
@@ -137,47 +136,6 @@ class OpenVocabularyIoU(Metric):
             "pixels": target_area,
             "images": self.images.cpu(),
         }
-
-    def result(
-        self, method: str, stage: str, dataset: str, step: int, vocabulary: Vocabulary, run: str = ""
-    ) -> EvaluationResult:
-        """Computes, and puts the figures into the form in which results are kept.
-
-        Args:
-            method: Name of the method.
-            stage: `test` or `validate`.
-            dataset: Name of the evaluation dataset.
-            step: Training steps that the weights had seen.
-            vocabulary: The classes that the labels stand for.
-            run: Name of the run.
-        """
-        values = self.compute()
-        return EvaluationResult(
-            run=run,
-            method=method,
-            stage=stage,
-            dataset=dataset,
-            images=int(values["images"]),
-            step=step,
-            absent_classes=self.absent,
-            metrics={name: _number(values[name].item()) for name in self.scalars},
-            per_class=tuple(
-                ClassResult(name, None if self.seen is None else self.seen[label], _number(iou), _number(found), pixels)
-                for label, (name, iou, found, pixels) in enumerate(
-                    zip(
-                        vocabulary.classes,
-                        values["iou"].tolist(),
-                        values["accuracy"].tolist(),
-                        values["pixels"].tolist(),
-                        strict=True,
-                    )
-                )
-            ),
-        )
-
-
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,10 @@ from torch import Tensor, nn
 
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
+from ovsl.evaluation import Segmenter
+from ovsl.inference import WholeImage
 from ovsl.methods.base import SegmentationModule
-from ovsl.tools.models import build_model, load_checkpoint, model_parser
+from ovsl.tools.models import model_parser, trained_model
 from ovsl.vocabulary import Vocabulary
 
 DESCRIPTION = """Write a trained method with a fixed vocabulary as one ONNX file, for devices without PyTorch.
@@ -29,29 +32,37 @@ Output = Literal["labels", "scores"]
 TOLERANCE = 1e-3
 
 
-class FixedVocabulary(nn.Module):
-    """A method with its vocabulary bound: images in, maps out.
+class ExportedSegmenter(nn.Module):
+    """A method with its words as one module: images in, maps out; the embeddings and seen marks are its constants.
 
     Args:
         module: The method.
-        text: Text embeddings of the vocabulary.
+        vocabulary: The classes.
         output: What comes out.
     """
 
-    def __init__(self, module: SegmentationModule, text: TextEmbeddings, output: Output = "labels") -> None:
+    vectors: Tensor
+    class_index: Tensor
+    seen: Tensor | None
+    positions: Tensor | None
+
+    def __init__(self, module: SegmentationModule, vocabulary: Vocabulary, output: Output = "labels") -> None:
         super().__init__()
         self.module = module
-        self.num_classes = text.num_classes
         self.output = output
-        self.register_buffer("vectors", text.vectors.detach().clone())
-        self.register_buffer("class_index", text.class_index.clone())
-        self.vectors: Tensor
-        self.class_index: Tensor
+        # The image goes in at the size that was asked for: no windows, no views.
+        self.segmenter = Segmenter(module, vocabulary, WholeImage())
+        text = self.segmenter.words.text
+        self.num_classes = text.num_classes
+        constants = {"vectors": text.vectors, "class_index": text.class_index, "seen": text.seen}
+        for name, value in (constants | {"positions": self.segmenter.words.positions}).items():
+            self.register_buffer(name, None if value is None else value.detach().clone())
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 ``(B, 3, H, W)`` -> labels ``(B, H, W)`` or scores ``(B, C, H, W)`` at the size of the image."""
-        text = TextEmbeddings(self.vectors, self.class_index, self.num_classes)
-        scores = self.module(image, text).semantic_scores((image.shape[-2], image.shape[-1]))
+        """Map uint8 `(B, 3, H, W)` to labels `(B, H, W)` or scores `(B, C, H, W)` at the size of the image."""
+        text = TextEmbeddings(self.vectors, self.class_index, self.num_classes, self.seen)
+        self.segmenter.words = replace(self.segmenter.words, text=text, positions=self.positions)
+        scores = self.segmenter.scores(image)
         return scores.argmax(dim=1) if self.output == "labels" else scores
 
 
@@ -86,11 +97,11 @@ def export(
     import onnxruntime  # type: ignore[import-untyped, unused-ignore]
 
     module = module.cpu().eval()
-    with torch.no_grad():
-        text = module.text_classifier(vocabulary)
     image = torch.randint(256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    wrapped = FixedVocabulary(module, text, output).eval()
+    with torch.no_grad():
+        wrapped = ExportedSegmenter(module, vocabulary, output).eval()
+    expected = module_answer(module, vocabulary, image, output)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -98,7 +109,6 @@ def export(
             wrapped, (image,), dynamo=True, opset_version=opset, input_names=["image"], output_names=[output],
             verbose=False,
         )  # fmt: skip
-        expected = wrapped(image)
     assert program is not None
     model = program.model_proto
     entry = model.metadata_props.add()
@@ -119,6 +129,17 @@ def export(
     return difference
 
 
+def module_answer(module: SegmentationModule, vocabulary: Vocabulary, image: Tensor, output: Output) -> Tensor:
+    """Segment as `ovsl test` does, apart from windows and views: what the file has to give."""
+    segmenter = Segmenter(module, vocabulary, WholeImage())
+    with torch.no_grad():
+        if output == "scores":
+            return segmenter.scores(image)
+        return torch.stack(
+            [found.labels for found in segmenter(list(image), [(image.shape[-2], image.shape[-1])] * len(image))]
+        )
+
+
 def main(args: Sequence[str] | None = None) -> Path:
     """``ovsl export OUT.onnx -c RUN_DIR/config.yaml [--vocabulary WORDS] [--size 512]``."""
     parser = model_parser("ovsl export", DESCRIPTION)
@@ -133,14 +154,7 @@ def main(args: Sequence[str] | None = None) -> Path:
     parser.add_argument("--output", type=Output, default="labels", help="What the file gives.")
     parser.add_argument("--opset", type=int, default=18, help="ONNX operator set.")
     config = parser.parse_args(None if args is None else list(args))
-    path, run_dir = config.ckpt_path, config.run_dir
-    if path is None and run_dir is not None:
-        path = Path(run_dir) / "checkpoints" / "last.ckpt"
-    module = build_model(parser, config)
-    if module.trainable:
-        if path is None:
-            raise InputError("Which weights to export? Give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
-        load_checkpoint(module, Path(path))
+    module = trained_model(parser, config)
     vocabulary = _vocabulary(config.vocabulary, module)
     size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)
     difference = export(module, vocabulary, config.out, size, config.output, config.opset)

@@ -5,20 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.runs.directory import RunDirectory
+from ovsl.runs.record import load_weights
 
-OTHER_SECTIONS = (
-    "data", "trainer", "seed_everything", "run_dir", "ckpt_path", "weights_only",
-    "checkpoint", "pictures", "predictions", "verbose", "return_predictions",
-)  # fmt: skip
-"""Sections of a whole experiment's file that say nothing about the model."""
+SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
+"""What a tool reads of a whole experiment's file."""
+
+
+class ModelFile(ActionConfigFile):
+    """Takes what concerns the model from a configuration file, whatever else a run has in it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """See `jsonargparse.ActionConfigFile`."""
+        file = Path(values)
+        content = yaml.safe_load(file.read_text()) if file.is_file() else None
+        if isinstance(content, dict):
+            values = yaml.safe_dump({name: content[name] for name in SECTIONS if content.get(name) is not None})
+        super().__call__(parser, cfg, values, option_string)
 
 
 def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:
@@ -30,11 +40,27 @@ def model_parser(prog: str, description: str, required: bool = True) -> Argument
         required: Whether a model has to be given.
     """
     parser = ArgumentParser(prog=prog, description=description)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; later ones win.")
+    parser.add_argument("-c", "--config", action=ModelFile, help="Configuration file; later ones win.")
     parser.add_subclass_arguments(SegmentationModule, "model", required=required, fail_untyped=False)
-    for section in OTHER_SECTIONS:
-        parser.add_argument(f"--{section}", type=Any, default=None, help=SUPPRESS)
+    parser.add_argument("--seed_everything", type=bool | int, default=None, help="Seed of a random CLIP.")
+    parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run whose weights are meant.")
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="Checkpoint; wins over the run's own.")
     return parser
+
+
+def trained_model(parser: ArgumentParser, config: Namespace) -> SegmentationModule:
+    """Build the parsed model with its weights: of `ckpt_path`, or the last of `run_dir`.
+
+    Raises:
+        InputError: A method that trains, and no checkpoint.
+    """
+    module = build_model(parser, config)
+    if not module.trainable:
+        return module
+    if config.ckpt_path is None and config.run_dir is None:
+        raise InputError("Which weights? Give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
+    load_weights(module, Path(config.ckpt_path or RunDirectory(Path(config.run_dir)).last_checkpoint))
+    return module
 
 
 def build_model(parser: ArgumentParser, config: Namespace) -> SegmentationModule:
@@ -44,19 +70,6 @@ def build_model(parser: ArgumentParser, config: Namespace) -> SegmentationModule
         seed_everything(seed, verbose=False)
     model: SegmentationModule = parser.instantiate_classes(config).model
     return model
-
-
-def load_checkpoint(module: SegmentationModule, path: Path) -> None:
-    """Load a checkpoint that ``ovsl fit`` or ``ovsl convert`` wrote.
-
-    Raises:
-        InputError: No such file, or a checkpoint that does not fit.
-    """
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint {str(path)!r}; give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
 def model_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:

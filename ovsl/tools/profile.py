@@ -17,8 +17,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ovsl.clip import TextEmbeddings
+from ovsl.evaluation import Segmenter, Words
+from ovsl.inference import Prediction, WholeImage
 from ovsl.methods.base import SegmentationModule
 from ovsl.tools.models import build_model, forget_clip_weights, model_parser
+from ovsl.vocabulary import Vocabulary
 
 aten = torch.ops.aten
 
@@ -96,16 +99,18 @@ def profile(
         device: ``cpu``, ``cuda`` or ``cuda:1``.
     """
     model = model.to(device).eval()
-    text = random_text(model, classes)
+    words = Vocabulary.from_words([f"class {number}" for number in range(classes)])
+    segmenter = Segmenter(RandomText(model), words, WholeImage())
+    text = segmenter.words.text
     image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, device=device)
     with torch.no_grad():
         network = functools.partial(model.released_network, image, text)
         network_multiply_adds = count_multiply_adds(network, norms_and_resizes=False)
-    multiply_adds = count_multiply_adds(lambda: scores_at_original_size(model, image, text))
+    multiply_adds = count_multiply_adds(lambda: scores_at_original_size(segmenter, image))
     images = image.expand(batch_size, -1, -1, -1)
     if images.is_cuda:
         torch.cuda.reset_peak_memory_stats(images.device)
-    latency = _median_seconds(lambda: scores_at_original_size(model, images, text), repeats, images.is_cuda)
+    latency = _median_seconds(lambda: scores_at_original_size(segmenter, images), repeats, images.is_cuda)
     return Profile(
         parameters=sum(p.numel() for p in model.parameters()),
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -121,22 +126,38 @@ def profile(
     )
 
 
-def random_text(model: SegmentationModule, num_classes: int) -> TextEmbeddings:
-    """Random unit embeddings of as many classes, one row each."""
-    device = model.clip.mean.device
-    vectors = functional.normalize(torch.randn(num_classes, model.clip.embedding_dimension, device=device), dim=1)
-    return TextEmbeddings(vectors, torch.arange(num_classes, device=device), num_classes)
+class RandomText:
+    """A method whose words have random unit embeddings, one row each: costs do not depend on what they mean.
+
+    Args:
+        model: The method.
+    """
+
+    def __init__(self, model: SegmentationModule) -> None:
+        self.model = model
+        self.predicts_masks = model.predicts_masks
+
+    def __call__(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Segment as the method does."""
+        prediction: Prediction = self.model(images, text)
+        return prediction
+
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Draw an embedding for each class."""
+        device, count = self.model.clip.mean.device, len(vocabulary)
+        vectors = functional.normalize(torch.randn(count, self.model.clip.embedding_dimension, device=device), dim=1)
+        return Words(vocabulary, TextEmbeddings(vectors, torch.arange(count, device=device), count))
 
 
 @torch.no_grad()
-def scores_at_original_size(model: SegmentationModule, images: Tensor, text: TextEmbeddings) -> Tensor:
-    """Class scores as evaluation needs them: brought to the size of the input, then to that of the original image.
+def scores_at_original_size(segmenter: Segmenter, images: Tensor) -> Tensor:
+    """Compute class scores as evaluation needs them: at the size of the input, then at that of the original image.
 
     The original is taken to be as large as the input; the second resize is done all the same, as it is for any other
     original (and in the published figures).
     """
     size = (images.shape[-2], images.shape[-1])
-    scores = model(images, text).semantic_scores(size)
+    scores = segmenter.scores(images)
     return functional.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
 

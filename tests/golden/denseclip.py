@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import SlidingWindow, average_windows, resize
 from ovsl.inference.multi_scale import MultiScale
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.denseclip import DenseCLIP, official
 from ovsl.methods.denseclip.module import ContextTextClassifier, pixel_accuracy
 from ovsl.vocabulary import Vocabulary
@@ -174,7 +173,7 @@ def compute(case: Case) -> dict[str, Tensor]:
     }
 
     labels = io["gt"][:, 0].long()
-    losses = module.losses_of(output, labels, 255)
+    losses = module.losses_of(output, labels, 255).weighted
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     out |= {
@@ -198,7 +197,7 @@ def compute(case: Case) -> dict[str, Tensor]:
         # Batch statistics, as recorded; their running means must not change what follows.
         state = {key: value.clone() for key, value in network.state_dict().items()}
         fixed_text = TextEmbeddings(text.vectors.detach(), text.class_index, len(names))
-        losses = module.losses_of(module.run_network(images, fixed_text), labels, 255)
+        losses = module.losses_of(module.run_network(images, fixed_text), labels, 255).weighted
         out |= {"loss_train_mode.decode": losses["cross_entropy"], "loss_train_mode.identity": losses["score_map"]}
         network.load_state_dict(state)
         module.eval()
@@ -225,7 +224,7 @@ def compute_windows(case: Case, module: DenseCLIP, text: TextEmbeddings) -> dict
     single = MultiScale(inference, scales=(1.0,), flip=False)
     return {
         "slide_logits": resize(scores, original),
-        "slide_prob": single.probabilities(predict, image, original),
+        "slide_prob": single.scores(predict, image, original),
         "slide_pred": inference.labels(predict, image, original, class_chunk_size=2),
         "slide_prob_flip": functional.softmax(resize(flipped, original), 1).flip(-1),
         "aug_pred": views.labels(predict, image, original),

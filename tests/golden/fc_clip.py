@@ -9,14 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import DensePrediction, MaskPrediction, WholeImage, resize
 from ovsl.inference.instance import instances
 from ovsl.inference.panoptic import panoptic_maps
 from ovsl.layers import pad_to_multiple
 from ovsl.layers.mask_decoder import attended_cells
 from ovsl.losses import MaskTargets
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
 from ovsl.methods.fc_clip.module import STRIDE, pooling_masks
 from ovsl.methods.fc_clip.official import CLIP_PREFIX, convert, our_name
@@ -169,7 +168,7 @@ def compute(case: Case) -> dict[str, Tensor]:
     if has_text:
         tokens = clip.tokenize(module.text_classifier.prompts(testing.synonyms))
         out |= {"text/test_tokens": tokens, "text/test_prompt_features": clip.encode_text(tokens)}
-        text, training_text = module.text_classifier(testing), module.training_text()
+        text, training_text = module.text_classifier(testing), module.training_classes.text()
     else:
         clip.encode_text = lambda tokens: io["text/test_prompt_features"]  # type: ignore[method-assign]
         text = module.text_classifier(testing)

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.losses.cross_entropy import pixel_cross_entropy
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.lseg import LSeg, official
 from ovsl.methods.lseg.inference import MultiScaleSum
 from ovsl.methods.lseg.network import LOGIT_SCALE, ViTPyramid

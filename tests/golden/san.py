@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import TextEmbeddings, vit
+from ovsl.clip import CLIPSettings, TextEmbeddings, vit
 from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.losses import MaskTargets, uncertain_points
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san import SAN, SideAdapterSettings
 from ovsl.methods.san.official import convert, rename
 from ovsl.methods.san.recognition import complete_bias_matrix, pool_biases, recognize_literally
@@ -137,7 +136,7 @@ def give_text(module: SAN, vocabulary: Vocabulary, vectors: Tensor) -> None:
 
 def check_weight_decay(module: SAN, recorded: dict[str, float], trainable: set[str]) -> None:
     names = {id(p): name for name, p in module.named_parameters()}
-    ours = {names[id(p)]: g.get("weight_decay", 1e-4) for g in module.parameter_groups() for p in g["params"]}
+    ours = {names[id(p)]: g.get("weight_decay", 1e-4) for g in module.parameter_groups(1e-4) for p in g["params"]}
     official = rename({name: torch.tensor(decay, dtype=torch.float64) for name, decay in recorded.items()})
     assert ours.keys() == trainable
     assert ours == {name: float(decay) for name, decay in official.items()}
@@ -266,7 +265,7 @@ def train(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor]:
         return matched[-1]
 
     criterion.matcher, module.criterion = recording_matcher, recording_criterion
-    losses = module.losses(batch)
+    losses = module.losses(batch).weighted
     total = torch.stack(list(losses.values())).sum()
     total.backward()
 

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import Inference, SlidingWindow, WholeImage, average_windows, resize
 from ovsl.methods import ZegCLIP
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.zegclip import official
 from ovsl.methods.zegclip.module import pixel_accuracy
 from ovsl.vocabulary import Vocabulary
@@ -228,12 +227,12 @@ def compute_training(case: Case, module: ZegCLIP) -> dict[str, Tensor]:
     io, ignore_index = case.io, case.meta["loss"]["ignore_index"]
     module.train()
     semantic = io["train.gt"][:, 0].long()
-    targets = module.training_targets(semantic)
+    targets = module.training_classes.targets(semantic)
     hidden = (targets == ignore_index) & (semantic != ignore_index)
     mapped = torch.where(hidden, -1, semantic if module.self_training else targets)
     batch = {"image": unnormalized(case, "img"), "semantic": semantic, "id": ["0"] * len(semantic)}
-    logits, labels, _ = module.training_pair(batch)
-    losses = module.losses(batch)
+    logits, labels = module.training_pair(batch)
+    losses = module.losses(batch).weighted
     total = torch.stack(list(losses.values())).sum()
     total.backward()
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}

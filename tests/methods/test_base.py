@@ -1,5 +1,4 @@
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -34,21 +33,21 @@ def _batch(semantic: torch.Tensor) -> dict:
 
 def test_targets_are_ranks_of_seen_classes(baseline):
     semantic = torch.tensor([[[0, 1, 2, 3, 255]]])
-    assert baseline.training_targets(semantic).tolist() == [[[0, 255, 1, 2, 255]]]
-    assert baseline.training_text().vectors.shape == (3, 16)
+    assert baseline.training_classes.targets(semantic).tolist() == [[[0, 255, 1, 2, 255]]]
+    assert baseline.training_classes.text().vectors.shape == (3, 16)
 
 
 def test_labels_of_unseen_classes_do_not_reach_the_loss(baseline):
     semantic = torch.randint(0, 4, (2, 32, 32), generator=torch.Generator().manual_seed(0))
     hidden = torch.where(semantic == 1, 255, semantic)
-    first = baseline.losses(_batch(semantic))["cross_entropy"]
-    assert torch.equal(first, baseline.losses(_batch(hidden))["cross_entropy"])
+    first = baseline.losses(_batch(semantic)).weighted["cross_entropy"]
+    assert torch.equal(first, baseline.losses(_batch(hidden)).weighted["cross_entropy"])
     other = torch.where(semantic == 2, 255, semantic)
-    assert not torch.equal(first, baseline.losses(_batch(other))["cross_entropy"])
+    assert not torch.equal(first, baseline.losses(_batch(other)).weighted["cross_entropy"])
 
 
 def test_a_batch_without_labels_gives_zero_and_not_nan(baseline):
-    loss = baseline.losses(_batch(torch.full((1, 32, 32), 255)))["cross_entropy"]
+    loss = baseline.losses(_batch(torch.full((1, 32, 32), 255))).weighted["cross_entropy"]
     loss.backward()
     assert loss.item() == 0
 
@@ -56,9 +55,9 @@ def test_a_batch_without_labels_gives_zero_and_not_nan(baseline):
 def test_frozen_weights_stay_bit_identical(baseline):
     frozen = {n: p.clone() for n, p in baseline.named_parameters() if not p.requires_grad}
     trained = {n: p.clone() for n, p in baseline.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(list(baseline.parameter_groups()), lr=1e-2)
+    optimizer = torch.optim.AdamW(list(baseline.parameter_groups(1.0)), lr=1e-2)
     for _ in range(2):
-        sum(baseline.losses(_batch(torch.zeros(1, 32, 32, dtype=torch.int64))).values()).backward()
+        sum(baseline.losses(_batch(torch.zeros(1, 32, 32, dtype=torch.int64))).weighted.values()).backward()
         optimizer.step()
     now = dict(baseline.named_parameters())
     assert frozen
@@ -68,7 +67,7 @@ def test_frozen_weights_stay_bit_identical(baseline):
 
 
 def test_norms_and_biases_do_not_decay(baseline):
-    weights, rest = baseline.parameter_groups()
+    weights, rest = baseline.parameter_groups(1.0)
     assert rest["weight_decay"] == 0
     count = sum(p.requires_grad for p in baseline.parameters())
     assert len(weights["params"]) + len(rest["params"]) == count
@@ -76,15 +75,14 @@ def test_norms_and_biases_do_not_decay(baseline):
 
 
 def test_checkpoint_holds_what_trains_and_names_the_rest(baseline):
-    state = baseline.state_dict()
-    assert state
-    assert all(key.startswith("clip.model.visual.") for key in state)
-    checkpoint = {"state_dict": state, "global_step": 7}
+    checkpoint = {"state_dict": baseline.state_dict(), "global_step": 7}
     baseline.on_save_checkpoint(checkpoint)
+    assert checkpoint["state_dict"]
+    assert all(key.startswith("clip.model.visual.") for key in checkpoint["state_dict"])
     assert checkpoint["ovsl"]["clip"] == {"model": "tiny", "pretrained": None, "sha256": baseline.clip.sha256}
     baseline.training_vocabulary = None
     baseline.on_load_checkpoint(checkpoint)
-    assert baseline.seen_classes == [0, 2, 3]
+    assert baseline.training_classes.seen.classes == ("cat", "sky", "road")
     assert baseline.trained_steps == 7
 
 
@@ -110,22 +108,17 @@ def test_images_of_several_sizes_in_one_batch_get_their_own_maps(tiny_settings):
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in [(40, 48), (32, 64), (40, 48)]]
     sizes = [(40, 48), (30, 60), (40, 48)]
     with torch.no_grad():
-        together = module.label_maps({"image": images, "original_size": sizes}, vocabulary)
-        alone = [
-            module.label_maps({"image": [image], "original_size": [size]}, vocabulary)[0]
-            for image, size in zip(images, sizes, strict=True)
-        ]
-    assert [tuple(labels.shape) for labels in together] == sizes
-    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+        segmenter = module.segmenter(vocabulary)
+        together = segmenter(images, sizes)
+        alone = [segmenter([image], [size])[0] for image, size in zip(images, sizes, strict=True)]
+    assert [tuple(found.labels.shape) for found in together] == sizes
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(together, alone, strict=True))
 
 
 def test_seen_classes_of_an_evaluation_set(baseline):
     pets = Vocabulary.from_words(["dog", "cat, kitten", "boat"])
     split = replace(Vocabulary.from_words(["dog", "cat"]), seen=(True, False))
-    datasets = {"pets": pets, "split": split}
-    baseline._trainer = SimpleNamespace(datamodule=SimpleNamespace(evaluation_vocabularies=datasets))
-    baseline._start_evaluation()
-    overlap, explicit = baseline.evaluation_vocabularies
+    overlap, explicit = (baseline.segmenter(vocabulary).vocabulary for vocabulary in (pets, split))
     assert overlap.seen == (False, True, False), "by overlap with the classes that were seen in training"
     assert explicit.seen == (True, False), "an explicit split stands"
 
@@ -133,7 +126,7 @@ def test_seen_classes_of_an_evaluation_set(baseline):
 def test_patch_text_needs_a_transformer():
     config = {**TINY_CLIP, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32, "head_width": 8}}
     assert not hasattr(build_clip("resnet", config=config).visual, "transformer")
-    from ovsl.methods.base import CLIPSettings
+    from ovsl.clip import CLIPSettings
 
     with pytest.raises(InputError, match="'resnet' has none"):
         PatchText(clip=CLIPSettings("resnet", config=config))
@@ -164,11 +157,10 @@ def test_an_evaluation_dataset_may_have_an_inference_of_its_own(tiny_settings):
     module = MaskCLIP(clip=tiny_settings, templates="single", inference=windows, inference_for={"pets": whole}).eval()
     vocabulary = Vocabulary.from_words(["cat", "dog", "sky"])
     images = [torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))]
-    batch = {"image": images, "original_size": [(64, 64)]}
     with torch.no_grad():
-        usual = module.label_maps(batch, vocabulary)[0]
-        other = module.label_maps({**batch, "dataset": "pets"}, vocabulary)[0]
+        usual = module.segmenter(vocabulary)(images, [(64, 64)])[0].labels
+        other = module.segmenter(vocabulary, "pets")(images, [(64, 64)])[0].labels
         module.inference = whole
-        expected = module.label_maps(batch, vocabulary)[0]
+        expected = module.segmenter(vocabulary)(images, [(64, 64)])[0].labels
     assert torch.equal(other, expected)
     assert not torch.equal(other, usual)

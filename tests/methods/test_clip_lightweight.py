@@ -6,12 +6,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.layers.backbone import Backbone
 from ovsl.losses.cross_entropy import pixel_cross_entropy
 from ovsl.methods import CLIPLightweight
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.clip_lightweight.network import CLIPLightweightNetwork, ContextFusion, TwoWayFusion
+from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
 
 DIM = 32
@@ -206,27 +207,27 @@ def trained(vocabulary: Vocabulary = WORDS, **options: Any) -> CLIPLightweight:
 def test_training_leaves_the_text_tower_and_the_cached_texts_alone() -> None:
     module = trained()
     before = {name: value.clone() for name, value in module.clip.state_dict().items()}
-    cached = module.training_text().vectors
-    optimizer = module.optimizer(list(module.parameter_groups()))
+    cached = module.training_classes.text().vectors
+    optimizer = module.optimizer(list(module.parameter_groups(1e-4)))
     changed = {name: p.detach().clone() for name, p in module.network.named_parameters()}
     for _ in range(2):
         optimizer.zero_grad()
-        sum(module.losses(batch()).values()).backward()  # type: ignore[union-attr]
+        sum(module.losses(batch()).weighted.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     assert all(torch.equal(value, before[name]) for name, value in module.clip.state_dict().items())
     assert all(parameter.grad is None for parameter in module.clip.parameters())
-    assert module.training_text().vectors is cached
+    assert module.training_classes.text().vectors is cached
     assert torch.equal(cached, module.text_classifier._embed(tuple((name,) for name in WORDS.classes)).vectors)
     assert all(not torch.equal(p, changed[name]) for name, p in module.network.named_parameters())
-    assert not any(name.startswith("clip.") for name in module.state_dict())
+    assert not any(name.startswith("clip.") for name in saved_state(module, module.state_dict()))
 
 
 def test_the_second_loss_is_that_of_the_upsampled_score_map() -> None:
     module = trained().eval()
     data = batch()
     with torch.no_grad():
-        losses = module.losses(data)
-        scores = module.run_network(data["image"], module.training_text()).score_map
+        losses = module.losses(data).weighted
+        scores = module.run_network(data["image"], module.training_classes.text()).score_map
     assert scores is not None
     upsampled = functional.interpolate(scores / 0.07, size=(64, 96), mode="bilinear", align_corners=False)
     expected = functional.cross_entropy(upsampled, data["semantic"], ignore_index=255)
@@ -238,9 +239,9 @@ def test_labels_of_unseen_classes_do_not_reach_the_loss() -> None:
     data, hidden = batch(), batch()
     hidden["semantic"][(data["semantic"] == 1) | (data["semantic"] == 4)] = 255
     with torch.no_grad():
-        for name, loss in module.losses(data).items():
-            assert loss == module.losses(hidden)[name]
-    assert len(module.training_text().vectors) == 4
+        for name, loss in module.losses(data).weighted.items():
+            assert loss == module.losses(hidden).weighted[name]
+    assert len(module.training_classes.text().vectors) == 4
 
 
 def test_ignored_pixels_count_only_where_all_are_averaged() -> None:
@@ -253,13 +254,17 @@ def test_ignored_pixels_count_only_where_all_are_averaged() -> None:
 
 def test_a_closed_set_predicts_its_own_words_only() -> None:
     module = trained(decoder="fpn_concat", num_classes=6).eval()
-    data = {**batch(), "original_size": [(64, 96)] * 2}
-    labels = torch.stack(module.label_maps(data, WORDS))
+    images = batch()["image"]
+
+    def label_maps(words: Vocabulary) -> Tensor:
+        return torch.stack([found.labels for found in module.segmenter(words)(list(images), [(64, 96)] * 2)])
+
+    labels = label_maps(WORDS)
     # In another order and among other words, it still finds its own.
     more = Vocabulary.from_words(["lamp", *reversed(WORDS.classes)])
-    assert torch.equal(torch.stack(module.label_maps(data, more)), 6 - labels)
+    assert torch.equal(label_maps(more), 6 - labels)
     with pytest.raises(InputError, match="lacks 'road'"):
-        module.label_maps(data, Vocabulary.from_words(["sky", "car", "tree", "person", "wall", "lamp"]))
+        label_maps(Vocabulary.from_words(["sky", "car", "tree", "person", "wall", "lamp"]))
     with pytest.raises(InputError, match="set both or neither"):
         build(num_classes=6)
 
@@ -268,7 +273,7 @@ def test_a_closed_set_predicts_its_own_words_only() -> None:
 def test_baselines_train_every_weight(fusion: str) -> None:
     for options in ({}, {"decoder": "fpn_concat", "num_classes": 6}):
         module = trained(fusion=fusion, **options)
-        losses = module.losses(batch())
+        losses = module.losses(batch()).weighted
         assert ("score_map" in losses) == (fusion == "context")
         sum(losses.values()).backward()  # type: ignore[union-attr]
         assert all(p.grad is not None for p in module.network.parameters())
@@ -278,16 +283,16 @@ def test_baselines_train_every_weight(fusion: str) -> None:
 @pytest.mark.parametrize("bridge", ["both", "v2t", "t2v", "none"])
 def test_every_bridge_trains_every_weight(bridge: str) -> None:
     module = trained(bridge=bridge)
-    sum(module.losses(batch()).values()).backward()  # type: ignore[union-attr]
+    sum(module.losses(batch()).weighted.values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None for p in module.network.parameters())
 
 
 def test_pretrained_backbones_learn_slowly_and_biases_do_not_decay() -> None:
-    groups = {group["name"]: group for group in trained(backbone_rate=0.1).parameter_groups()}
+    groups = {group["name"]: group for group in trained(backbone_rate=0.1).parameter_groups(1e-4)}
     assert groups["backbone"]["lr"] == pytest.approx(1e-5)
     assert groups["rest"]["lr"] == pytest.approx(1e-4)
     module = trained()
-    optimizer = module.optimizer(list(module.parameter_groups()))
+    optimizer = module.optimizer(list(module.parameter_groups(1e-4)))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert len(decay) == len(list(module.network.parameters()))
     assert isinstance(module.network.fusion, TwoWayFusion)
@@ -306,11 +311,11 @@ def test_two_images_are_learned_by_heart() -> None:
     optimizer = torch.optim.AdamW(module.network.parameters(), lr=4e-3)
     for _ in range(80):
         optimizer.zero_grad()
-        losses = module.losses(data)
+        losses = module.losses(data).weighted
         sum(losses.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     with torch.no_grad():
-        text = module.training_text()
+        text = module.training_classes.text()
         logits = functional.interpolate(
             module.run_network(data["image"], text).logits, size=(64, 96), mode="bilinear", align_corners=False
         )
@@ -322,9 +327,9 @@ def test_two_images_are_learned_by_heart() -> None:
 def test_cosines_stay_in_full_precision_when_the_rest_is_mixed(options: dict[str, Any]) -> None:
     module = trained(**options)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        data, text = batch(), module.training_text()
+        data, text = batch(), module.training_classes.text()
         output = module.run_network(data["image"], text)
-        loss = torch.stack(list(module.losses(data).values())).sum()
+        loss = torch.stack(list(module.losses(data).weighted.values())).sum()
     assert output.score_map is not None
     assert output.score_map.dtype == torch.float32
     loss.backward()

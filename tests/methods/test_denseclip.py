@@ -5,11 +5,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
+from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, MultiScale, SlidingWindow
 from ovsl.methods import DenseCLIP
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.denseclip import official
+from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import SHIPPED
 
@@ -65,11 +66,11 @@ def test_every_weight_but_the_text_towers_trains(options: dict[str, Any]) -> Non
     module = build(**options)
     frozen = {name: value.clone() for name, value in module.clip.state_dict().items()}
     before = {name: p.detach().clone() for name, p in module.named_parameters() if not name.startswith("clip.")}
-    optimizer = torch.optim.SGD(module.parameter_groups(), lr=1.0)
+    optimizer = torch.optim.SGD(module.parameter_groups(1e-4), lr=1.0)
     for group in optimizer.param_groups:
         group["lr"] = 1.0
     optimizer.zero_grad()
-    sum(module.losses(batch()).values()).backward()  # type: ignore[union-attr]
+    sum(module.losses(batch()).weighted.values()).backward()  # type: ignore[union-attr]
     optimizer.step()
     assert all(torch.equal(value, frozen[name]) for name, value in module.clip.state_dict().items())
     after = dict(module.named_parameters())
@@ -78,7 +79,7 @@ def test_every_weight_but_the_text_towers_trains(options: dict[str, Any]) -> Non
     assert {name.split(".")[1] for name in changed} >= {"encoder", "head", "neck"}
     assert ("contexts.contexts" in changed) == options.get("language_guidance", True)
     # BatchNorm statistics of the image tower belong to the checkpoint as well.
-    assert "network.encoder.visual.bn1.running_mean" in module.state_dict() or options != {}
+    assert "network.encoder.visual.bn1.running_mean" in saved_state(module, module.state_dict()) or options != {}
 
 
 def test_contexts_change_what_is_kept_of_the_texts() -> None:
@@ -111,7 +112,7 @@ def test_a_name_reads_the_same_in_a_longer_sequence() -> None:
 
 def test_groups_follow_the_official_names() -> None:
     module = build()
-    groups = {group["name"]: group for group in module.parameter_groups()}
+    groups = {group["name"]: group for group in module.parameter_groups(1e-4)}
     names = {id(p): name for name, p in module.named_parameters()}
     assert groups["backbone"]["lr"] == pytest.approx(1e-5)
     assert groups["norm"]["weight_decay"] == 0
@@ -126,12 +127,12 @@ def test_groups_follow_the_official_names() -> None:
 
 def test_the_head_serves_its_classes_and_the_score_map_any() -> None:
     module, words = build().eval(), Vocabulary.from_words(["lamp", "sky", "wall"])
-    data = {**batch(), "original_size": [(64, 96)] * 2}
+    data = batch()
     with torch.no_grad():
         with pytest.raises(InputError, match=r"lacks 'road'.*open-vocabulary"):
-            module.label_maps(data, words)
+            module.segmenter(words)
         module.open_vocabulary, module.closed_set = True, False
-        labels = module.label_maps(data, words)
+        labels = [found.labels for found in module.segmenter(words)(list(data["image"]), [(64, 96)] * 2)]
         text = module.text_classifier(words)
         scores = module.run_network(data["image"], text, with_head=False).score_map
     assert scores is not None
@@ -160,10 +161,10 @@ def test_views_are_averaged_after_the_softmax() -> None:
     image = torch.rand(1, 3, 24, 32)
     plain = predict(image).scores.softmax(1)
     mirrored = predict(image.flip(-1)).scores.softmax(1).flip(-1)
-    found = MultiScale(scales=(1.0,)).probabilities(predict, image, (24, 32))
+    found = MultiScale(scales=(1.0,)).scores(predict, image, (24, 32))
     torch.testing.assert_close(found, (plain + mirrored) / 2)
     windows = MultiScale(SlidingWindow(16, 8), scales=(0.5, 1.0, 2.0), flip=True)
-    probabilities = windows.probabilities(predict, image, (48, 64))
+    probabilities = windows.scores(predict, image, (48, 64))
     assert probabilities.shape == (1, 2, 48, 64)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 48, 64))
 
@@ -173,7 +174,7 @@ def test_official_names_are_all_accounted_for() -> None:
     config = {**RESNET, "vision_cfg": {"layers": [1, 2, 1, 1], "width": 2, "head_width": 2, "image_size": 64}}
     small = {"num_classes": 3, "context_decoder": {"width": 16, "num_heads": 2, "num_layers": 2}}
     module = build(config, **small)
-    own = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    own = {name: value for name, value in saved_state(module, module.state_dict()).items() if value.is_floating_point()}
     for value in own.values():
         value.fill_(7)
     official.convert(weights, module)
@@ -202,6 +203,6 @@ def test_towers_that_do_not_fit_are_named() -> None:
 def test_trains_in_mixed_precision(config: dict[str, Any]) -> None:
     module = build(config)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = torch.stack(list(module.losses(batch()).values())).sum()
+        loss = torch.stack(list(module.losses(batch()).weighted.values())).sum()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in module.network.parameters() if p.grad is not None)

@@ -4,15 +4,15 @@ from typing import Any
 import pytest
 import torch
 
-from ovsl.clip import FrozenCLIP, TextEmbeddings
+from ovsl.clip import CLIPSettings, FrozenCLIP, TextEmbeddings
 from ovsl.clip.convolutional import embed_masks
 from ovsl.errors import InputError
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.fc_clip.official import CLIP_PREFIX, our_name, rename, settings
 from ovsl.methods.fc_clip.official import convert as convert_official
+from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -48,24 +48,26 @@ VOCABULARY = Vocabulary.from_words(["cat", "dog", "grass, lawn", "sky"])
 def test_training_leaves_the_clip_bit_identical_and_moves_the_rest(tower: dict[str, Any]) -> None:
     module = build(tower).train()
     module.training_vocabulary = VOCABULARY
-    optimizer = torch.optim.AdamW(list(module.parameter_groups()), lr=1e-3)
+    optimizer = torch.optim.AdamW(list(module.parameter_groups(1.0)), lr=1e-3)
     clip = {key: value.clone() for key, value in module.clip.state_dict().items()}
     network = {key: value.clone() for key, value in module.network.named_parameters()}
     for _ in range(2):
         optimizer.zero_grad()
-        torch.stack(list(module.losses(batch()).values())).sum().backward()
+        torch.stack(list(module.losses(batch()).weighted.values())).sum().backward()
         optimizer.step()
     assert all(torch.equal(value, clip[key]) for key, value in module.clip.state_dict().items())
     still = [key for key, value in module.network.named_parameters() if torch.equal(value, network[key])]
     assert not still
-    assert all(key.startswith("network.") for key in module.state_dict())
+    assert all(key.startswith("network.") for key in saved_state(module, module.state_dict()))
 
 
 def test_every_prediction_is_supervised() -> None:
     module = build()
     module.training_vocabulary = VOCABULARY
     suffixes = ["", "_0", "_1"]
-    assert set(module.losses(batch())) == {f"loss_{kind}{s}" for kind in ("ce", "mask", "dice") for s in suffixes}
+    assert set(module.losses(batch()).weighted) == {
+        f"loss_{kind}{s}" for kind in ("ce", "mask", "dice") for s in suffixes
+    }
 
 
 def test_labels_of_unseen_classes_do_not_reach_the_loss() -> None:
@@ -74,10 +76,10 @@ def test_labels_of_unseen_classes_do_not_reach_the_loss() -> None:
     values = []
     for unseen in (None, 1):
         torch.manual_seed(0)
-        values.append(torch.stack(list(module.losses(batch(unseen)).values())))
+        values.append(torch.stack(list(module.losses(batch(unseen)).weighted.values())))
     assert torch.equal(*values)
     torch.manual_seed(0)
-    assert not torch.equal(torch.stack(list(module.losses(batch(3)).values())), values[0])
+    assert not torch.equal(torch.stack(list(module.losses(batch(3)).weighted.values())), values[0])
 
 
 def test_a_batch_without_a_label_trains_the_void_alone() -> None:
@@ -85,7 +87,7 @@ def test_a_batch_without_a_label_trains_the_void_alone() -> None:
     module.training_vocabulary = VOCABULARY
     unlabelled = batch()
     unlabelled["semantic"].fill_(255)
-    losses = module.losses(unlabelled)
+    losses = module.losses(unlabelled).weighted
     assert all(value == 0 for name, value in losses.items() if "loss_ce" not in name)
     assert all(value > 0 for name, value in losses.items() if "loss_ce" in name)
     torch.stack(list(losses.values())).sum().backward()
@@ -94,7 +96,7 @@ def test_a_batch_without_a_label_trains_the_void_alone() -> None:
 
 def test_only_norms_and_embeddings_go_without_weight_decay() -> None:
     module = build()
-    decayed, exempt = module.parameter_groups()
+    decayed, exempt = module.parameter_groups(1.0)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     without = {names[id(parameter)] for parameter in exempt["params"]}
     assert exempt["weight_decay"] == 0

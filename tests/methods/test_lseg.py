@@ -6,10 +6,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction
 from ovsl.methods import LSeg
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.lseg import official
 from ovsl.methods.lseg.inference import MultiScaleSum
 from ovsl.methods.lseg.module import sample_classes
@@ -66,10 +66,10 @@ def test_every_weight_but_the_text_towers_trains() -> None:
     module = build(regularizer="bottleneck", regularizer_depth=2)
     frozen = {name: value.clone() for name, value in module.clip.state_dict().items()}
     before = {name: p.detach().clone() for name, p in module.network.named_parameters()}
-    optimizer = module.optimizer(list(module.parameter_groups()))
+    optimizer = module.optimizer(list(module.parameter_groups(1e-3)))
     for _ in range(2):
         optimizer.zero_grad()
-        sum(module.losses(batch()).values()).backward()  # type: ignore[union-attr]
+        sum(module.losses(batch()).weighted.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     assert all(torch.equal(value, frozen[name]) for name, value in module.clip.state_dict().items())
     assert [n for n, p in module.network.named_parameters() if torch.equal(p, before[n])] == []
@@ -104,7 +104,7 @@ def test_unseen_labels_do_not_reach_the_loss() -> None:
     data, hidden = batch(), batch()
     hidden["semantic"][data["semantic"] == 1] = 255
     with torch.no_grad():
-        assert module.losses(data)["cross_entropy"] == module.losses(hidden)["cross_entropy"]
+        assert module.losses(data).weighted["cross_entropy"] == module.losses(hidden).weighted["cross_entropy"]
 
 
 def test_one_class_is_asked_of_every_image() -> None:
@@ -120,7 +120,7 @@ def test_one_class_is_asked_of_every_image() -> None:
     data["semantic"][:] = 255
     data["semantic"][0, :8], data["semantic"][1, :16] = 1, 3
     with torch.no_grad():
-        loss = module.losses(data)["cross_entropy"]
+        loss = module.losses(data).weighted["cross_entropy"]
         text = module.text_classifier(WORDS)
         margin = module(data["image"], text).scores  # of each class over "others"
     right = torch.stack([margin[0, 1], margin[1, 3]])
@@ -200,7 +200,7 @@ def test_backbones_that_do_not_fit_are_named() -> None:
 def test_trains_in_mixed_precision() -> None:
     module = build()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = module.losses(batch())["cross_entropy"]
+        loss = module.losses(batch()).weighted["cross_entropy"]
     assert loss.dtype == torch.float32
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in module.network.parameters() if p.grad is not None)

@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import WholeImage
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.san import SAN, SideAdapterSettings
 from ovsl.methods.san.official import RULES, convert, rename, settings
 from ovsl.methods.san.recognition import recognize, recognize_literally
+from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
 
 CLIP = {
@@ -80,7 +80,7 @@ def test_shared_recognition_equals_the_literal_form(heads, layers):
 @pytest.mark.parametrize("options", [{"bias_heads": 1}, {"bias_layers": 2}, {"rescale_bias": False}])
 def test_decoder_options_train_all_that_they_have(options):
     module = build(**options)
-    losses = module.losses(batch())
+    losses = module.losses(batch()).weighted
     assert len(losses) == 9
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters() if p.requires_grad)
@@ -90,14 +90,14 @@ def test_only_the_side_and_the_position_embedding_train(module):
     trained = {name for name, p in module.named_parameters() if p.requires_grad and not name.startswith("network.")}
     assert trained == {"no_object_embedding", "clip.model.visual.positional_embedding"}
     before = {name: tensor.clone() for name, tensor in module.clip.state_dict().items()}
-    optimizer = torch.optim.AdamW(list(module.parameter_groups()), lr=1e-2)
+    optimizer = torch.optim.AdamW(list(module.parameter_groups(1.0)), lr=1e-2)
     for step in range(2):
         optimizer.zero_grad()
-        sum(module.losses(batch(seed=step)).values()).backward()
+        sum(module.losses(batch(seed=step)).weighted.values()).backward()
         optimizer.step()
     changed = {name for name, tensor in module.clip.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"model.visual.positional_embedding"}
-    stored = {name for name in module.state_dict() if name.startswith("clip.")}
+    stored = {name for name in saved_state(module, module.state_dict()) if name.startswith("clip.")}
     assert stored == {"clip.model.visual.positional_embedding"}
 
 
@@ -108,19 +108,19 @@ def test_labels_of_unseen_classes_do_not_reach_the_loss(module):
     losses = []
     for one in (data, hidden):
         torch.manual_seed(3)
-        losses.append(torch.stack(list(module.losses(one).values())))
+        losses.append(torch.stack(list(module.losses(one).weighted.values())))
     assert (data["semantic"] == 1).any()
     assert torch.equal(*losses)
 
 
 def test_the_no_object_row_is_current_while_the_classes_stay_cached(module):
-    first = module.text_rows(module.training_text())
+    first = module.text_rows(module.training_classes.text())
     with torch.no_grad():
         module.no_object_embedding.add_(1)
-    second = module.text_rows(module.training_text())
+    second = module.text_rows(module.training_classes.text())
     assert torch.equal(first[:-1], second[:-1])
     assert not torch.allclose(first[-1], second[-1])
-    assert module.training_text().vectors is module.training_text().vectors
+    assert module.training_classes.text().vectors is module.training_classes.text().vectors
 
 
 def test_padding_is_cut_from_the_labels(module):
@@ -147,7 +147,7 @@ def test_the_network_compiles_as_one_graph(module):
 
 def test_two_groups_of_which_one_does_not_decay(module):
     names = {id(p): name for name, p in module.named_parameters()}
-    decayed, free = ({names[id(p)] for p in group["params"]} for group in module.parameter_groups())
+    decayed, free = ({names[id(p)] for p in group["params"]} for group in module.parameter_groups(1.0))
     assert free == {name for name in names.values() if re.search(r"blocks\.\d\.norm|network.*_embedding$", name)
                     and not name.startswith("clip.")} | {"clip.model.visual.positional_embedding"}  # fmt: skip
     assert {"no_object_embedding", "network.mask_decoder.bias_scaling.bias"} < decayed

@@ -117,7 +117,7 @@ def test_without_whole_masks_or_panoptic_data_there_is_only_the_label_map(
 
 @pytest.fixture
 def module(tiny_settings) -> SegmentationModule:
-    module = SegmentationModule(clip=tiny_settings, templates="single")
+    module = Oracle(clip=tiny_settings, templates="single")
     words = Vocabulary.from_words(["cat", "dog", "sky", "road"])
     module.training_vocabulary = replace(words, seen=(True, False, True, True))
     return module
@@ -128,11 +128,11 @@ def test_mask_targets_are_segments_of_seen_classes(module) -> None:
     # Image 0: two cats, a dog, and sky that the crop cut away; image 1: road.
     classes = [torch.tensor([0, 0, 1, 2]), torch.tensor([3])]
     batch = {"segment_ids": ids, "segment_classes": classes, "semantic": torch.zeros_like(ids)}
-    targets = module.mask_targets(batch)
+    targets = module.training_classes.masks(batch)
     assert targets.labels.tolist() == [0, 0, 2]
     assert targets.counts == (2, 1)
     assert torch.equal(targets.masks, torch.stack([ids[0] == 1, ids[0] == 2, ids[1] == 1]))
-    kept = module.mask_targets(batch, keep_empty=True)
+    kept = module.training_classes.masks(batch, keep_empty=True)
     assert kept.labels.tolist() == [0, 0, 1, 2]
     assert kept.counts == (3, 1)
     assert not kept.masks[2].any()
@@ -140,7 +140,7 @@ def test_mask_targets_are_segments_of_seen_classes(module) -> None:
 
 def test_without_segments_each_class_of_an_image_is_one_mask(module) -> None:
     semantic = torch.tensor([[[0, 1, 2, 255]], [[3, 3, 0, 0]]])
-    targets = module.mask_targets({"semantic": semantic})
+    targets = module.training_classes.masks({"semantic": semantic})
     assert targets.labels.tolist() == [0, 1, 0, 2]
     assert targets.counts == (2, 2)
     assert targets.masks[:, 0].tolist() == [

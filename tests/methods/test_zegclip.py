@@ -5,10 +5,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.methods import ZegCLIP
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.zegclip import official
 from ovsl.methods.zegclip.module import pseudo_labels
 from ovsl.vocabulary import Vocabulary
@@ -49,10 +48,10 @@ def scores(module: ZegCLIP, images: Tensor, **options: Any) -> Tensor:
 def test_training_changes_prompts_and_decoder_and_leaves_the_clip_bit_identical() -> None:
     module = build()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = module.optimizer(list(module.parameter_groups()))
+    optimizer = module.optimizer(list(module.parameter_groups(1.0)))
     for _ in range(2):
         optimizer.zero_grad()
-        sum(module.losses(batch()).values()).backward()  # type: ignore[union-attr]
+        sum(module.losses(batch()).weighted.values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     after = dict(module.named_parameters())
     assert all(torch.equal(before[name], p) for name, p in after.items() if name.startswith("clip."))
@@ -87,7 +86,7 @@ def test_default_schedule_is_the_published_one(total: int, step: int, rate: floa
 
 def test_all_that_trains_has_the_published_rate_and_decay() -> None:
     module = build()
-    optimizer = module.optimizer(list(module.parameter_groups()))
+    optimizer = module.optimizer(list(module.parameter_groups(1.0)))
     assert {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups} == {(2e-4, 0.01)}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(
         p.requires_grad for p in module.parameters()
@@ -99,7 +98,7 @@ def test_labels_of_unseen_classes_reach_no_loss() -> None:
     first = batch()
     second = {**first, "semantic": first["semantic"].where(first["semantic"] < 15, 255)}
     third = {**first, "semantic": first["semantic"].where(first["semantic"] < 15, 17)}
-    found = [torch.stack(list(module.losses(b).values())) for b in (first, third, second)]
+    found = [torch.stack(list(module.losses(b).weighted.values())) for b in (first, third, second)]
     # An ignored pixel is a negative of every class, and so is a pixel of an unseen class.
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[0][0], found[2][0])
@@ -110,13 +109,12 @@ def test_self_training_knows_where_unseen_pixels_are_but_not_what_they_are() -> 
     first = batch()
     hidden = (first["semantic"] >= 15) & (first["semantic"] != 255)
     second = {**first, "semantic": first["semantic"].where(~hidden, 19)}
-    logits, labels, ignore_index = module.training_pair(first)
-    _, other_labels, _ = module.training_pair(second)
+    logits, labels = module.training_pair(first)
+    _, other_labels = module.training_pair(second)
     assert logits.shape[1] == 20
     assert torch.equal(labels, other_labels)
     assert torch.equal(labels[~hidden], first["semantic"][~hidden])
     assert ((labels[hidden] >= 15) & (labels[hidden] < 20)).all()
-    assert ignore_index == 255
 
 
 def test_self_training_starts_at_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,8 +151,9 @@ def test_seen_scores_are_lowered_in_the_inductive_setting_only() -> None:
     torch.testing.assert_close(plain, scores(build(self_training_start=0).eval(), images))
     # Trained on all classes, a split only says how to report.
     supervised = build(split=None).eval()
-    reported = supervised.text_classifier(Vocabulary.load("pascal_voc_20", split="zero_shot_15_5"))
-    torch.testing.assert_close(supervised(images, reported).semantic_scores((16, 16)), plain - 0.1)
+    reported = supervised.words(Vocabulary.load("pascal_voc_20", split="zero_shot_15_5"))
+    assert reported.vocabulary.unseen_indices == [15, 16, 17, 18, 19]
+    torch.testing.assert_close(supervised(images, reported.text).semantic_scores((16, 16)), plain - 0.1)
 
 
 @pytest.mark.parametrize("options", [{}, {"deep_prompt_layers": 0}, {"deep_prompt_layers": -2}, {"num_prompts": 0}])
@@ -176,10 +175,10 @@ def test_the_baseline_of_the_ablation_has_neither_prompts_nor_descriptor() -> No
     module = build(num_prompts=0, loss="exclusive", relationship_descriptor=False)
     assert not [name for name, _ in module.named_parameters() if "prompt" in name]
     assert module.network.decoder.q_proj.in_features == 16
-    losses = module.losses(batch())
+    losses = module.losses(batch()).weighted
     assert list(losses) == ["cross_entropy"]
     unlabelled = {**batch(), "semantic": torch.full((2, 16, 16), 255)}
-    assert module.losses(unlabelled)["cross_entropy"] == 0
+    assert module.losses(unlabelled).weighted["cross_entropy"] == 0
     torch.testing.assert_close(module.eval()(batch()["image"], text(module)).scores.sum(1), torch.ones(2, 4, 4))
 
 

@@ -5,9 +5,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ovsl.errors import InputError
-from ovsl.metrics import ClassResult, EvaluationResult, OpenVocabularyIoU
+from ovsl.metrics import OpenVocabularyIoU
 from ovsl.metrics.segmentation import count_pixels
-from ovsl.vocabulary import Vocabulary
 
 NUM_CLASSES = 12
 IGNORE = 255
@@ -130,19 +129,6 @@ def test_reset_in_inference_mode_leaves_a_usable_metric():
         metric.reset()
     metric.update(*images[0])
     assert metric.target_area.sum() == (images[0][1] != IGNORE).sum()
-
-
-def test_result_states_undefined_figures_as_none():
-    metric = OpenVocabularyIoU(2, seen=[True, True])
-    metric.update(torch.tensor([[0, 0]]), torch.tensor([[0, 0]]))
-    vocabulary = Vocabulary.from_words(["cat", "dog"])
-    result = metric.result(method="MaskCLIP", stage="test", dataset="pets", step=7, vocabulary=vocabulary)
-    assert result.metrics == {
-        "pAcc": 1.0, "mIoU": 1.0, "fwIoU": 1.0, "mIoU_seen": 1.0, "mIoU_unseen": None, "hIoU": None,
-    }  # fmt: skip
-    assert result.per_class == (ClassResult("cat", True, 1.0, 1.0, 2), ClassResult("dog", True, None, None, 0))
-    assert (result.images, result.step, result.absent_classes) == (1, 7, "skip")
-    assert EvaluationResult.from_json(result.to_json()) == result
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.methods import ZegCLIP
-from ovsl.methods.base import CLIPSettings
 from ovsl.tools import convert as tool
 from tests.golden.harness import SHIPPED
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
+from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.methods import CLIPLightweight
-from ovsl.methods.base import CLIPSettings
 from ovsl.tools import export
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import TINY_CLIP

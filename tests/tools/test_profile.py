@@ -4,11 +4,18 @@ from typing import Literal
 import pytest
 import torch
 
-from ovsl.clip import TextEmbeddings
-from ovsl.methods import FCCLIP, SAN, ZegCLIP
-from ovsl.methods.base import CLIPSettings
+from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.evaluation import Segmenter
+from ovsl.inference import WholeImage
+from ovsl.methods import FCCLIP, SAN, SegmentationModule, ZegCLIP
 from ovsl.methods.san.network import SideAdapterSettings
 from ovsl.tools import profile as tool
+from ovsl.vocabulary import Vocabulary
+
+
+def random_segmenter(model: SegmentationModule, num_classes: int) -> Segmenter:
+    words = Vocabulary.from_words([f"class {number}" for number in range(num_classes)])
+    return Segmenter(tool.RandomText(model), words, WholeImage())
 
 
 @pytest.mark.parametrize(("num_prompts", "classes", "published"), [(10, 20, 110.4), (100, 171, 123.9)])
@@ -16,8 +23,8 @@ def test_published_multiply_adds_of_zegclip(num_prompts: int, classes: int, publ
     with torch.device("meta"):
         model = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), num_prompts=num_prompts).eval()
         images = torch.empty(1, 3, 512, 512, dtype=torch.uint8)
-    text = tool.random_text(model, classes)
-    found = tool.count_multiply_adds(lambda: tool.scores_at_original_size(model, images, text))
+    segmenter = random_segmenter(model, classes)
+    found = tool.count_multiply_adds(lambda: tool.scores_at_original_size(segmenter, images))
     assert round(found / 1e9, 1) == published
 
 
@@ -29,7 +36,7 @@ def test_multiply_adds_of_san_are_those_of_its_network(
         network = SideAdapterSettings(recognition=recognition)
         model = SAN(clip=CLIPSettings("ViT-B-16", quick_gelu=True), network=network).eval()
         images = torch.empty(1, 3, 640, 640, dtype=torch.uint8)
-        text = tool.random_text(model, 171)
+        text = random_segmenter(model, 171).words.text
         with torch.no_grad():
             found = tool.count_multiply_adds(lambda: model(images, text), norms_and_resizes=False)
     assert round(found / 1e9, 2) == published

@@ -10,10 +10,11 @@ from PIL import Image
 
 from ovsl.cli import main
 from ovsl.errors import InputError
-from ovsl.metrics.results import ClassResult, EvaluationResult
-from ovsl.metrics.tables import average_over_seeds, format_table
-from ovsl.tools import report as report_module
-from ovsl.tools.report import collect, draw_per_class_chart, report
+from ovsl.results import chart as chart_module
+from ovsl.results.chart import draw_per_class_chart
+from ovsl.results.result import ClassResult, EvaluationResult
+from ovsl.results.tables import average_over_seeds, format_table
+from ovsl.tools.report import collect, report
 
 PER_CLASS = (
     ClassResult("sky", True, 0.9, 0.95, 1000),
@@ -155,7 +156,7 @@ def _has_color(image, color):
 
 
 def test_chart_tells_seen_from_unseen(tmp_path):
-    seen, unseen, unknown = (report_module._COLORS[name] for name in ("seen", "unseen", "all classes"))
+    seen, unseen, unknown = (chart_module.COLORS[name] for name in ("seen", "unseen", "all classes"))
     draw_per_class_chart([_result()], tmp_path / "split.png")
     split = np.asarray(Image.open(tmp_path / "split.png").convert("RGB"))
     assert _has_color(split, seen)
@@ -169,7 +170,7 @@ def test_chart_tells_seen_from_unseen(tmp_path):
 
 def test_long_vocabularies_are_drawn_whole_in_columns_of_readable_length(tmp_path):
     entries = tuple(ClassResult(f"class {index}", index % 3 > 0, index / 1000, 0.5, 9) for index in range(171))
-    rows = report_module._panels([_result(per_class=entries), _result("short")])
+    rows = chart_module.panel_grid([_result(per_class=entries), _result("short")])
     panels = [classes for row in rows for _, classes, _ in row]
     assert max(map(len, panels)) <= 45
     drawn = [entry.name for classes in panels[:-1] for entry in classes]

@@ -21,7 +21,7 @@ from torch import Tensor
 from ovsl.data import ToySource
 from ovsl.methods import ZegCLIP
 from ovsl.metrics import OpenVocabularyIoU
-from ovsl.tools.models import build_model, load_checkpoint, model_parser
+from ovsl.tools.models import model_parser, trained_model
 from ovsl.vocabulary import Vocabulary
 
 OFFSETS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -69,11 +69,11 @@ class Scores:
 def evaluate(model: ZegCLIP, vocabulary: Vocabulary, scenes: ToySource) -> Scores:
     """Every scene goes through the network once, whatever the number of offsets."""
     model.seen_offset = 0.0
-    text, found = model.evaluation_text(vocabulary), Scores(vocabulary)
+    segmenter, found = model.segmenter(vocabulary), Scores(vocabulary)
     for index in range(len(scenes)):
         row = scenes.row(index)
         image, truth = torch.from_numpy(row.image).permute(2, 0, 1), torch.from_numpy(row.semantic).long()
-        found.update(model(image[None], text).semantic_scores(tuple(truth.shape))[0], truth)
+        found.update(segmenter.scores(image[None])[0], truth)
     return found
 
 
@@ -83,8 +83,7 @@ def analyse(run: Path) -> dict[str, float]:
     dataset = settings["data"]["init_args"]["evaluation"]["toy"]
     vocabulary = Vocabulary.load(dataset["vocabulary"], split=dataset["split"])
     parser = model_parser("analysis", "")
-    model = build_model(parser, parser.parse_args(["-c", str(run / "config.yaml")]))
-    load_checkpoint(model, run / "checkpoints" / "last.ckpt")
+    model = trained_model(parser, parser.parse_args(["-c", str(run / "config.yaml"), "--run_dir", str(run)]))
     assert isinstance(model, ZegCLIP)
     model.eval()
     validation = evaluate(model, vocabulary, VALIDATION).open_vocabulary()

@@ -10,12 +10,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from ovsl.clip import TextEmbeddings
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
 from ovsl.layers.backbone import Backbone
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
-from ovsl.methods.base import Batch, CLIPSettings
+from ovsl.methods.base import CLIPSettings, Losses
 from ovsl.methods.clip_lightweight.network import (
     Bridge,
     CLIPLightweightNetwork,
@@ -135,11 +136,15 @@ class CLIPLightweight(ClosedSetModule):
         """Class logits; see :meth:`SegmentationModule.forward`."""
         return DensePrediction(text.per_class(self.run_network(images, text).logits.float()))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy of the logits and of the score map; see :meth:`SegmentationModule.losses`."""
-        ignore_index = self._require_training_vocabulary().ignore_index
-        labels, text = self.training_targets(batch["semantic"]), self.training_text()
-        return self.losses_of(self.run_network(batch["image"], text), text, labels, ignore_index)
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Compute cross entropy of the logits and of the score map; see `SegmentationModule.losses`."""
+        training = self.training_classes
+        labels, text = training.targets(batch["semantic"]), training.text()
+        losses = self.losses_of(self.run_network(batch["image"], text), text, labels, training.ignore_index)
+        if not isinstance(self.network.fusion, TwoWayFusion):
+            return Losses(losses)
+        # Near zero, the image would not reach the texts.
+        return Losses(losses, {"gamma": self.network.fusion.gamma.detach().abs().mean()})
 
     def losses_of(
         self, output: LightweightOutput, text: TextEmbeddings, labels: Tensor, ignore_index: int
@@ -151,16 +156,12 @@ class CLIPLightweight(ClosedSetModule):
         if output.score_map is not None:
             scores = resize(text.per_class(output.score_map) / self.network.temperature, size)
             losses["score_map"] = self.score_weight * pixel_cross_entropy(scores, labels, ignore_index, self.average)
-        if self._trainer is not None and isinstance(self.network.fusion, TwoWayFusion):
-            # Near zero, the image would not reach the texts.
-            self.log("train/gamma", self.network.fusion.gamma.detach().abs().mean(), batch_size=len(labels))
         return losses
 
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Backbone and the rest, each with and without decay: none on norms, biases and gamma."""
-        base = float(self.optimizer([torch.zeros(1)]).param_groups[0]["lr"])
         backbone = {id(parameter) for parameter in self.network.backbone.parameters()}
-        for part, rate in (("backbone", base * self.backbone_rate), ("rest", base)):
+        for part, rate in (("backbone", base_rate * self.backbone_rate), ("rest", base_rate)):
             members = [p for p in self.network.parameters() if (id(p) in backbone) == (part == "backbone")]
             yield {"params": [p for p in members if p.ndim > 1], "lr": rate, "name": part}
             bare = [p for p in members if p.ndim <= 1]

@@ -10,14 +10,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
-from ovsl.clip import FrozenCLIP, TextEmbeddings
+from ovsl.clip import FrozenCLIP, TextEmbeddings, TextEncoder
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
 from ovsl.layers.backbone import Backbone
 from ovsl.layers.context_decoder import ContextDecoder
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
-from ovsl.methods.base import Batch, CLIPSettings
+from ovsl.methods.base import CLIPSettings, Losses
 from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.denseclip.network import (
     BackboneEncoder,
@@ -217,15 +218,20 @@ class DenseCLIP(ClosedSetModule):
                     f"{self.clip.context_length} positions of the text tower of {self.clip.name!r}; lower num_contexts "
                     "or name_length."
                 )
-            self.text_classifier = ContextTextClassifier(  # type: ignore[assignment]
-                self.clip, self.contexts, name_length, class_names
-            )
+        self.name_length = name_length
+        self.class_names = class_names
         self.open_vocabulary = open_vocabulary
         self.closed_set = not open_vocabulary
         self.temperature = temperature
         self.score_weight = score_weight
         self.average: Average = average
         self.backbone_rate = backbone_rate
+
+    def text_encoder(self) -> TextEncoder:
+        """See `SegmentationModule.text_encoder`; with learned contexts in place of templates."""
+        if self.contexts is None:
+            return super().text_encoder()
+        return ContextTextClassifier(self.clip, self.contexts, self.name_length, self.class_names)
 
     # Prediction ----------------------------------------------------------------------------------------------------
 
@@ -255,18 +261,18 @@ class DenseCLIP(ClosedSetModule):
 
     # Training ------------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy of the head and of the score map; see :meth:`SegmentationModule.losses`."""
-        vocabulary = self._require_training_vocabulary()
-        if len(self.seen_classes) != self.network.num_classes:
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Compute cross entropy of the head and of the score map; see `SegmentationModule.losses`."""
+        training = self.training_classes
+        if len(training) != self.network.num_classes:
             raise InputError(
-                f"model.num_classes is {self.network.num_classes}, but the training vocabulary {vocabulary.name!r} has "
-                f"{len(self.seen_classes)} seen classes; set it to {len(self.seen_classes)}."
+                f"model.num_classes is {self.network.num_classes}, but the training vocabulary "
+                f"{training.vocabulary.name!r} has {len(training)} seen classes; set it to {len(training)}."
             )
-        labels = self.training_targets(batch["semantic"])
-        return self.losses_of(self.run_network(batch["image"], self.training_text()), labels, vocabulary.ignore_index)
+        output = self.run_network(batch["image"], training.text())
+        return self.losses_of(output, training.targets(batch["semantic"]), training.ignore_index)
 
-    def losses_of(self, output: DenseCLIPOutput, labels: Tensor, ignore_index: int) -> dict[str, Tensor]:
+    def losses_of(self, output: DenseCLIPOutput, labels: Tensor, ignore_index: int) -> Losses:
         """Weighted losses of what the network gave, against labels ``(B, H, W)``."""
         size = (labels.shape[1], labels.shape[2])
         assert output.logits is not None
@@ -276,11 +282,9 @@ class DenseCLIP(ClosedSetModule):
             scores = resize(output.score_map / self.temperature, size)
             loss = pixel_cross_entropy(scores, labels, ignore_index, self.average)
             losses["score_map"] = self.score_weight * loss
-        if self._trainer is not None:
-            self.log("train/pixel_accuracy", pixel_accuracy(logits, labels), batch_size=len(labels))
-        return losses
+        return Losses(losses, {"pixel_accuracy": pixel_accuracy(logits, labels)})
 
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Published groups: the image encoder at a tenth of the rate; the context decoder's layer norms undecayed.
 
         Only what has ``norm`` in its official name and lies outside the encoder goes without decay; BatchNorms, other
@@ -291,8 +295,7 @@ class DenseCLIP(ClosedSetModule):
             if parameter.requires_grad:
                 kind = "backbone" if ".encoder." in name else "norm" if ".norm" in name else "rest"
                 groups[kind].append(parameter)
-        base = float(self.optimizer([torch.zeros(1)]).param_groups[0]["lr"])
-        yield {"params": groups["backbone"], "lr": base * self.backbone_rate, "name": "backbone"}
+        yield {"params": groups["backbone"], "lr": base_rate * self.backbone_rate, "name": "backbone"}
         if groups["norm"]:
             yield {"params": groups["norm"], "weight_decay": 0.0, "name": "norm"}
         yield {"params": groups["rest"], "name": "rest"}

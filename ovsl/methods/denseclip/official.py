@@ -68,7 +68,6 @@ def convert(state_dict: Mapping[str, Tensor], module: DenseCLIP) -> None:
     # `attn_mask` is no weight; the temperature of the contrastive training is not used and not released.
     found.pop("clip.model.attn_mask", None)
     unused = ("clip.model.logit_scale", "clip.model.attn_mask")
-    # With an argument the frozen CLIP is not left out.
     expected = {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in unused}
     position = "clip.model.positional_embedding"
     if position in found:

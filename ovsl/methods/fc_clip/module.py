@@ -11,12 +11,14 @@ from jsonargparse import lazy_instance
 from torch import Tensor, nn
 
 from ovsl.clip import SynonymRule, TextEmbeddings, convolutional
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
+from ovsl.evaluation import Words
 from ovsl.inference import MaskPrediction, resize
 from ovsl.inference.ensemble import geometric_ensemble
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
 from ovsl.metrics import AbsentClasses
@@ -218,23 +220,26 @@ class FCCLIP(SegmentationModule):
         embeddings = convolutional.embed_masks(self.clip.visual, coarsest, masks)
         return self.network.classify(embeddings, text, self.clip.model.logit_scale)  # type: ignore[arg-type]
 
-    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """See :meth:`SegmentationModule.evaluation_text`; the classes seen in training steer the ensemble."""
-        return super().evaluation_text(self.with_seen(vocabulary))
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """See `SegmentationModule.words`.
 
-    def with_seen(self, vocabulary: Vocabulary) -> Vocabulary:
-        """Mark the classes that share a name with a class this model trained on (paper, section 3.3)."""
-        return vocabulary if self.training_vocabulary is None else vocabulary.with_seen_from(self.training_vocabulary)
+        Scores are split by a split where there is one; the ensemble goes by names in common with the classes that were
+        trained on, whatever the split (paper, section 3.3).
+        """
+        if self.training_vocabulary is None:
+            return super().words(vocabulary)
+        text = self.text_classifier(vocabulary.with_seen_from(self.training_vocabulary))
+        return Words(self.with_seen(vocabulary), text)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Classification, mask and dice losses of every prediction; labels of unseen classes belong to no mask.
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Compute classification, mask and dice losses of every prediction; unseen classes belong to no mask.
 
         As published, segments that the crop cut away stay as labels without a pixel.
         """
-        targets = self.mask_targets(batch, keep_empty=True)
+        targets = self.training_classes.masks(batch, keep_empty=True)
         targets = replace(targets, masks=pad_to_multiple(targets.masks, STRIDE))
         padded = pad_to_multiple(self.clip.normalize(batch["image"]), STRIDE)
-        return self.set_losses(padded, self.training_text(), targets)
+        return Losses(self.set_losses(padded, self.training_classes.text(), targets))
 
     def set_losses(
         self, images: Tensor, text: TextEmbeddings, targets: MaskTargets, draw: Draw = torch.rand
@@ -243,7 +248,7 @@ class FCCLIP(SegmentationModule):
         predictions = self.network(self.backbone_features(images), text, intermediate=True)
         return self.criterion(predictions, targets, draw)
 
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Norms and embeddings go without weight decay, as released: all but the pixel decoder's level embedding."""
         exempt = {
             id(parameter)

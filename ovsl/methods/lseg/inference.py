@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.inference.semantic import Inference, Predict
+from ovsl.inference.semantic import Inference, Predict, Size
 
 
 class MultiScaleSum(Inference):
@@ -40,14 +40,13 @@ class MultiScaleSum(Inference):
         self.flip = flip
         self.window_batch_size = window_batch_size
 
-    def labels(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
-    ) -> Tensor:
+    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
         """See :meth:`Inference.labels`; image by image, images uint8 or 0..1."""
         return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 
-    def scores(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Summed logits ``(B, K, H0, W0)``."""
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """See `Inference.scores`; the sum of the logits."""
+        original_size = original_size or (images.shape[-2], images.shape[-1])
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         total = [_resize(self._view(predict, values, scale), original_size) for scale in self.scales]
         return torch.stack(total).sum(0)

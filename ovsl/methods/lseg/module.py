@@ -11,13 +11,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import TextClassifier, TextEmbeddings
+from ovsl.clip import TextClassifier, TextEmbeddings, TextEncoder
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction
 from ovsl.layers import pad_to_multiple
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.losses.cross_entropy import pixel_cross_entropy
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 from ovsl.methods.lseg.inference import MultiScaleSum
 from ovsl.methods.lseg.network import LSegNetwork, Matching, ResNetPyramid, SpatialRegularizer, ViTPyramid
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
@@ -105,9 +106,6 @@ class LSeg(SegmentationModule):
         self.class_names = class_names or {}
         # The image tower of the CLIP is not used.
         del self.clip.model.visual
-        self.text_classifier = RenamingClassifier(
-            self.clip, templates, self.text_classifier.synonyms, renamed=self.class_names
-        )
         encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, reassemble)
         # Transformers see 0.5 as mean and deviation in the official code, the ResNet ImageNet's.
         half, imagenet = ((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -124,6 +122,10 @@ class LSeg(SegmentationModule):
         self.objective = objective
         self.decoder_rate = decoder_rate
 
+    def text_encoder(self) -> TextEncoder:
+        """See `SegmentationModule.text_encoder`; some classes go by another name."""
+        return RenamingClassifier(self.clip, self.templates, self.synonyms, renamed=self.class_names)
+
     def class_logits(self, images: Tensor, text: Tensor) -> Tensor:
         """Logits ``(B, K, H, W)`` of images ``(B, 3, H, W)`` for texts ``(K, D)`` or ``(B, K, D)``."""
         height, width = images.shape[-2:]
@@ -138,37 +140,37 @@ class LSeg(SegmentationModule):
         logits = self.class_logits(images, torch.cat([self._others(), text.vectors]))
         return DensePrediction(text.per_class(logits[:, 1:] - logits[:, :1]))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Cross entropy over the training labels; see :meth:`SegmentationModule.losses`."""
-        ignore_index = self._require_training_vocabulary().ignore_index
-        labels = self.training_targets(batch["semantic"])
-        text = self.training_text()
+        training = self.training_classes
+        ignore_index = training.ignore_index
+        labels, text = training.targets(batch["semantic"]), training.text()
         if self.objective == "all_classes":
             logits = text.per_class(self.class_logits(batch["image"], text.vectors))
-            return {"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index)}
+            return Losses({"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index)})
         if len(text.vectors) != text.num_classes:
             raise InputError("The objective one_class shows one name of a class; set model.synonyms to first or mean.")
         # A class that is shown as "others" is what every other class is asked against.
-        names = self._require_training_vocabulary().subset(self.seen_classes).classes
-        others = [index for index, name in enumerate(names) if self.class_names.get(name, name) == OTHERS]
+        others = [
+            index for index, name in enumerate(training.seen.classes) if self.class_names.get(name, name) == OTHERS
+        ]
         askable = labels.masked_fill(torch.isin(labels, labels.new_tensor(others)), ignore_index)
         asked = sample_classes(askable, text.num_classes)
         pairs = torch.stack([self._others().expand(len(asked), -1), text.vectors[asked]], dim=1)
         logits = self.class_logits(batch["image"], pairs)
         # Officially nothing is ignored: pixels without a label count as "others".
-        return {"cross_entropy": functional.cross_entropy(logits, (labels == asked.view(-1, 1, 1)).long())}
+        return Losses({"cross_entropy": functional.cross_entropy(logits, (labels == asked.view(-1, 1, 1)).long())})
 
     def _others(self) -> Tensor:
         return self.text_classifier(Vocabulary.from_words([OTHERS])).vectors
 
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """The encoder at the base rate, decoder and head at ``decoder_rate`` times it."""
-        base = float(self.optimizer([torch.zeros(1)]).param_groups[0]["lr"])
         encoder = list(self.network.encoder.parameters())
         members = {id(parameter) for parameter in encoder}
         decoder = [parameter for parameter in self.network.parameters() if id(parameter) not in members]
         yield {"params": encoder, "name": "encoder"}
-        yield {"params": decoder, "lr": base * self.decoder_rate, "name": "decoder"}
+        yield {"params": decoder, "lr": base_rate * self.decoder_rate, "name": "decoder"}
 
 
 def sample_classes(labels: Tensor, num_classes: int) -> Tensor:

@@ -72,7 +72,7 @@ def convert(state_dict: Mapping[str, Tensor], module: LSeg) -> None:
         InputError: With what is missing, left over, of another shape, or of another CLIP.
     """
     found = rename(state_dict)
-    own = module.state_dict(keep_vars=True)  # with an argument the frozen CLIP is not left out
+    own = module.state_dict(keep_vars=True)
     unused = ("clip.model.logit_scale", "clip.model.attn_mask")
     expected = {n: t for n, t in own.items() if n.startswith(("network.", "clip.model.")) and n not in unused}
     check = "backbone, width, regularizer and clip.model"

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings, vit
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Prediction, resize
 from ovsl.layers.similarity import cosine_scores
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 
 
 class PatchText(SegmentationModule):
@@ -56,16 +57,17 @@ class PatchText(SegmentationModule):
         """Class probabilities on the patch grid; see :meth:`SegmentationModule.forward`."""
         return DensePrediction(self.class_logits(images, text).softmax(dim=1))
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Cross entropy over the seen classes at full resolution; pixels of unseen classes are ignored."""
-        targets = self.training_targets(batch["semantic"])
-        logits = resize(self.class_logits(batch["image"], self.training_text()), (targets.shape[1], targets.shape[2]))
-        ignore_index = self._require_training_vocabulary().ignore_index
+        training = self.training_classes
+        targets = training.targets(batch["semantic"])
+        logits = resize(self.class_logits(batch["image"], training.text()), (targets.shape[1], targets.shape[2]))
+        ignore_index = training.ignore_index
         # A batch without a single labelled pixel gives zero, not the NaN of an empty mean.
         total = functional.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
-        return {"cross_entropy": total / (targets != ignore_index).sum().clamp(min=1)}
+        return Losses({"cross_entropy": total / (targets != ignore_index).sum().clamp(min=1)})
 
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """One group; norms and biases without weight decay."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         yield {"params": [p for p in parameters if p.ndim > 1], "name": "weights"}

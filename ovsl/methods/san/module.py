@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import MaskPrediction
 from ovsl.layers import pad_to_multiple
 from ovsl.losses import HungarianMatcher, MaskSetCriterion
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 from ovsl.methods.san.network import SideAdapterNetwork, SideAdapterSettings
 
 
@@ -100,17 +101,17 @@ class SAN(SegmentationModule):
         padded_size = (images.shape[2], images.shape[3])
         return MaskPrediction(level.mask_logits, probabilities[..., :-1], probabilities[..., -1], padded_size)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Class, mask and dice losses of every supervised level, the last one without suffix."""
-        targets = self.mask_targets(batch)
+        targets = self.training_classes.masks(batch)
         # Padding belongs to no mask, like ignored pixels.
         targets = replace(targets, masks=self.pad(targets.masks))
-        text = self.training_text()
+        text = self.training_classes.text()
         levels = self.network(self.clip.visual, self.pad(self.clip.normalize(batch["image"])), all_levels=True)
         predictions = [(self.class_logits(level.mask_embeddings, text), level.mask_logits) for level in levels]
-        return self.criterion(predictions, targets)
+        return Losses(self.criterion(predictions, targets))
 
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Two groups of one learning rate: norms of the side blocks, positions and queries do not decay.
 
         As published, biases, the norms of the fusions and the no-object embedding do decay.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
+from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
 from ovsl.losses.dice import count_masks, dice_loss
 from ovsl.losses.focal import sigmoid_focal_loss
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.zegclip.network import AttentionToMaskDecoder, AttentionToMaskLayer, PromptedEncoder, ZegCLIPNetwork
+from ovsl.vocabulary import Vocabulary
 
 IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
@@ -51,8 +54,6 @@ class ZegCLIP(SegmentationModule):
         seen_offset: Subtracted from the scores of seen classes at test time, except with self-training.
         self_training_start: Step from which pixels of unseen classes are labelled with the best unseen class of the
             same forward pass; 0 with an inductive ``initial_checkpoint``. None for the other two settings.
-        initial_checkpoint: Checkpoint of this method whose weights a new run starts from; optimiser and schedule
-            start afresh.
         decoder_layers: Layers of the decoder.
         decoder_heads: Attention heads of the decoder.
         decoder_ffn_dim: Hidden width of the decoder's feed-forward networks.
@@ -79,7 +80,6 @@ class ZegCLIP(SegmentationModule):
         dice_weight: float = 1.0,
         seen_offset: float = 0.1,
         self_training_start: int | None = None,
-        initial_checkpoint: str | None = None,
         decoder_layers: int = 3,
         decoder_heads: int = 8,
         decoder_ffn_dim: int = 2048,
@@ -136,7 +136,6 @@ class ZegCLIP(SegmentationModule):
         self.dice_weight = dice_weight
         self.seen_offset = seen_offset
         self.self_training_start = self_training_start
-        self.initial_checkpoint = initial_checkpoint
         self.round_text = round_text
         # Data-parallel training waits for the gradient of every parameter that it is not told to leave alone.
         self._ddp_params_and_buffers_to_ignore = self._without_gradient()
@@ -154,13 +153,19 @@ class ZegCLIP(SegmentationModule):
         logits = self.mask_logits(images, text)
         offset = None
         if text.seen is not None and self.self_training_start is None:
-            vocabulary = self.training_vocabulary
-            # To a model that trained on every class of its vocabulary, all are seen, whatever a split reports.
-            fully_supervised = vocabulary is not None and not vocabulary.unseen_indices
-            offset = self.seen_offset * (text.seen | fully_supervised).to(logits.dtype)
+            offset = self.seen_offset * text.seen.to(logits.dtype)
         if self.loss == "exclusive":
             return DensePrediction(logits.softmax(dim=1), class_offset=offset)
         return DensePrediction(logits, "sigmoid", offset)
+
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """See `SegmentationModule.words`; to a model that trained on all of its classes, all are seen."""
+        words = super().words(vocabulary)
+        trained = self.training_vocabulary
+        if words.text.seen is None or trained is None or trained.unseen_indices:
+            return words
+        # Whatever a split reports: the scores are split by it, but no class is lowered below another.
+        return replace(words, text=replace(words.text, seen=torch.ones_like(words.text.seen)))
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -169,35 +174,36 @@ class ZegCLIP(SegmentationModule):
         """Whether pixels of unseen classes are trained on with pseudo-labels at this step."""
         return self.self_training_start is not None and self.global_step >= self.self_training_start
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Focal and dice loss, or cross entropy, of the fed classes; see :meth:`SegmentationModule.losses`."""
-        logits, labels, ignore_index = self.training_pair(batch)
-        if self._trainer is not None:
-            self.log("train/pixel_accuracy", pixel_accuracy(logits, labels, ignore_index), batch_size=len(labels))
+    def losses(self, batch: TrainingBatch) -> Losses:
+        """Compute focal and dice loss, or cross entropy, of the fed classes; see `SegmentationModule.losses`."""
+        logits, labels = self.training_pair(batch)
+        ignore_index = self.training_classes.ignore_index
+        figures = {"pixel_accuracy": pixel_accuracy(logits, labels, ignore_index)}
         if self.loss == "exclusive":
             # A batch without a single labelled pixel gives zero, not the NaN of an empty mean.
             total = functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-            return {"cross_entropy": total / (labels != ignore_index).sum().clamp(min=1)}
+            return Losses({"cross_entropy": total / (labels != ignore_index).sum().clamp(min=1)}, figures)
         num_masks = count_masks(labels, logits.shape[1])
-        return {
+        weighted = {
             "focal": self.focal_weight * sigmoid_focal_loss(logits, labels, num_masks),
             "dice": self.dice_weight * dice_loss(logits, labels, num_masks),
         }
+        return Losses(weighted, figures)
 
-    def training_pair(self, batch: Batch) -> tuple[Tensor, Tensor, int]:
-        """What the losses compare.
+    def training_pair(self, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Give what the losses compare.
 
         Returns:
             Logits ``(B, C, H, W)`` at the size of the labels, of the seen classes or, in self-training, of all;
-            labels int64 ``(B, H, W)`` in the same order, pseudo-labels written in; and the ignored label.
+            labels int64 `(B, H, W)` in the same order, pseudo-labels written in.
         """
-        vocabulary = self._require_training_vocabulary()
-        semantic, ignore_index = batch["semantic"], vocabulary.ignore_index
-        targets = self.training_targets(semantic)
-        text = self.text_classifier(vocabulary) if self.self_training else self.training_text()
+        training = self.training_classes
+        vocabulary, semantic, ignore_index = training.vocabulary, batch["semantic"], training.ignore_index
+        targets = training.targets(semantic)
+        text = self.text_classifier(vocabulary) if self.self_training else training.text()
         logits = resize(self.mask_logits(batch["image"], text), (semantic.shape[1], semantic.shape[2]))
         if not self.self_training:
-            return logits, targets, ignore_index
+            return logits, targets
         if not vocabulary.unseen_indices:
             raise InputError(
                 f"Self-training needs unseen classes, but the training vocabulary {vocabulary.name!r} has none; choose "
@@ -205,23 +211,15 @@ class ZegCLIP(SegmentationModule):
             )
         hidden = (targets == ignore_index) & (semantic != ignore_index)
         pseudo = pseudo_labels(logits.detach(), torch.tensor(vocabulary.unseen_indices, device=logits.device))
-        return logits, torch.where(hidden, pseudo, semantic), ignore_index
+        return logits, torch.where(hidden, pseudo, semantic)
 
     def setup(self, stage: str) -> None:
-        """Also load ``initial_checkpoint`` before a run starts; a resumed run overwrites it with its own weights."""
-        hides_unseen = stage == "fit" and getattr(self.trainer.datamodule, "ignore_unseen", False)  # type: ignore[attr-defined]
-        if hides_unseen and self.self_training_start is not None:
+        """Refuse self-training on data that hides unseen classes."""
+        if stage == "fit" and self.self_training_start is not None and self.data.ignore_unseen:
             raise InputError(
                 "Self-training has to know where unseen classes are; set `data.ignore_unseen: false` "
                 "(their labels are used for nothing else)."
             )
-        if stage == "fit" and self.initial_checkpoint is not None:
-            path = Path(self.initial_checkpoint)
-            if not path.is_file():
-                raise InputError(f"There is no checkpoint {str(path)!r}; give the file that an inductive run wrote.")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            self.on_load_checkpoint(checkpoint | {"global_step": 0})  # the new run counts its own steps
-            self.load_state_dict(checkpoint["state_dict"], strict=False)
         super().setup(stage)
 
     def _without_gradient(self) -> list[str]:

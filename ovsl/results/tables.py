@@ -1,4 +1,6 @@
-"""Tables of results: text, Markdown, CSV and LaTeX. No torch here."""
+"""Tables of results: text, Markdown, CSV and LaTeX."""
+
+from __future__ import annotations
 
 import csv
 import io
@@ -10,7 +12,7 @@ from statistics import mean, stdev
 from typing import Literal, get_args
 
 from ovsl.errors import InputError
-from ovsl.metrics.results import EvaluationResult
+from ovsl.results.result import EvaluationResult
 
 TableStyle = Literal["text", "markdown", "csv", "latex"]
 

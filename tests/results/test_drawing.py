@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ovsl.callbacks.drawing import IGNORED_COLOR, Picture, colorize, draw_overlay, draw_sheet, overlay, present_classes
+from ovsl.results.drawing import IGNORED_COLOR, Picture, colorize, draw_overlay, draw_sheet, overlay, present_classes
 from ovsl.vocabulary import Vocabulary
 
 WORDS = replace(Vocabulary.from_words(["cat", "dog", "sky"]), seen=(True, False, True))

@@ -1,4 +1,6 @@
-"""The result of one evaluation as it is kept on disk, in a run's `results` folder. No torch here."""
+"""The result of one evaluation as it is kept on disk, in the `results` folder of a run."""
+
+from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -7,7 +9,7 @@ from pathlib import Path
 
 from ovsl import __version__
 from ovsl.errors import InputError
-from ovsl.files import write_text
+from ovsl.runs.files import write_text
 
 FORMAT = 1
 
@@ -72,7 +74,7 @@ class EvaluationResult:
         write_text(path, self.to_json())
 
     @classmethod
-    def from_json(cls, text: str) -> "EvaluationResult":
+    def from_json(cls, text: str) -> EvaluationResult:
         """Reads what `to_json` wrote.
 
         Raises:

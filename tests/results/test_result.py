@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ovsl.errors import InputError
-from ovsl.metrics import ClassResult, EvaluationResult
+from ovsl.results import ClassResult, EvaluationResult
 
 
 def _result():
@@ -51,5 +51,5 @@ def test_other_files_are_refused(text, message):
 
 
 def test_results_need_no_torch():
-    code = "import sys; from ovsl.metrics import EvaluationResult; assert 'torch' not in sys.modules"
+    code = "import sys; from ovsl.results import EvaluationResult; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

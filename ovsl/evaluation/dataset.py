@@ -1,0 +1,135 @@
+"""The evaluation of one dataset: what its images count for, and the result that they add up to."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ovsl.data.batches import EvaluationBatch, EvaluationTask
+from ovsl.evaluation.segmenter import Segmenter
+from ovsl.inference import Segmentation
+from ovsl.metrics import AbsentClasses, MaskAveragePrecision, OpenVocabularyIoU, PanopticQuality
+from ovsl.results import ClassResult, EvaluationResult
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """What a result says of the run that it comes from.
+
+    Args:
+        run: Name of the run.
+        method: Name of the method.
+        stage: `test` or `validate`.
+        step: Training steps that the weights had seen.
+    """
+
+    run: str
+    method: str
+    stage: str
+    step: int
+
+
+class DatasetEvaluation:
+    """Segments the images of one dataset and counts.
+
+    Metrics are made on every process alike, also on one that gets no image: they are computed by all together.
+
+    Args:
+        task: The dataset.
+        segmenter: The method with the words of the dataset.
+        absent: How mIoU treats classes that the ground truth lacks, see `OpenVocabularyIoU`.
+        device: Where counts are kept.
+    """
+
+    def __init__(
+        self, task: EvaluationTask, segmenter: Segmenter, absent: AbsentClasses, device: torch.device | str = "cpu"
+    ) -> None:
+        self.task = task
+        self.segmenter = segmenter
+        vocabulary = segmenter.vocabulary
+        num_classes, seen, things = len(vocabulary), vocabulary.seen, vocabulary.things
+        self.iou = OpenVocabularyIoU(num_classes, seen, vocabulary.ignore_index, absent).to(device)
+        self.panoptic_quality: PanopticQuality | None = None
+        self.average_precision: MaskAveragePrecision | None = None
+        if segmenter.method.predicts_masks and things is not None:
+            self._is_thing = torch.tensor(things, device=device)
+            self.panoptic_quality = PanopticQuality(num_classes, things, seen).to(device)
+            self.average_precision = MaskAveragePrecision(num_classes, seen).to(device)
+
+    def update(self, batch: EvaluationBatch) -> list[Segmentation]:
+        """Segment a batch and count it.
+
+        Args:
+            batch: With `semantic`; segments are counted where it has them too.
+
+        Returns:
+            What was found in each image.
+        """
+        counts_segments = self.panoptic_quality is not None and "segment_ids" in batch
+        found = self.segmenter(batch["image"], batch["original_size"], segments=counts_segments)
+        for segmentation, target in zip(found, batch["semantic"], strict=True):
+            self.iou.update(segmentation.labels, target)
+        if counts_segments:
+            truth = (batch["segment_ids"], batch["segment_classes"], batch["segment_crowd"])
+            for segmentation, ids, classes, crowd in zip(found, *truth, strict=True):
+                self._count_segments(segmentation, ids, classes, crowd)
+        return found
+
+    def _count_segments(self, found: Segmentation, ids: Tensor, classes: Tensor, crowd: Tensor) -> None:
+        if self.panoptic_quality is None or self.average_precision is None:
+            return
+        if found.panoptic is None or found.instances is None:  # a sliding window does not join its masks
+            return
+        self.panoptic_quality.update(found.panoptic.segment_ids, found.panoptic.classes, ids, classes, crowd)
+        things = self._is_thing[classes].nonzero().flatten()
+        masks = ids == things[:, None, None] + 1
+        instances = found.instances
+        self.average_precision.update(
+            instances.scores, instances.labels, instances.masks, classes[things], masks, crowd[things]
+        )
+
+    def result(self, header: RunHeader) -> EvaluationResult:
+        """Divide the counts of all processes; every process has to call this.
+
+        Args:
+            header: What the result says of the run.
+        """
+        values = self.iou.compute()
+        metrics = {name: _number(values[name].item()) for name in self.iou.scalars}
+        for metric in (self.panoptic_quality, self.average_precision):
+            if metric is not None:
+                metrics |= _segment_metrics(metric)
+        vocabulary = self.segmenter.vocabulary
+        seen = vocabulary.seen or (None,) * len(vocabulary)
+        columns = (values["iou"].tolist(), values["accuracy"].tolist(), values["pixels"].tolist())
+        return EvaluationResult(
+            run=header.run,
+            method=header.method,
+            stage=header.stage,
+            dataset=self.task.name,
+            images=int(values["images"]),
+            step=header.step,
+            absent_classes=self.iou.absent,
+            metrics=metrics,
+            per_class=tuple(
+                ClassResult(name, is_seen, _number(iou), _number(accuracy), pixels)
+                for name, is_seen, iou, accuracy, pixels in zip(vocabulary.classes, seen, *columns, strict=True)
+            ),
+            published={name: value / 100 for name, value in self.task.published.items()},
+        )
+
+
+def _segment_metrics(metric: PanopticQuality | MaskAveragePrecision) -> dict[str, float | None]:
+    with warnings.catch_warnings():
+        # A dataset without panoptic maps, or a process without an image, has nothing to count.
+        warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+        values = metric.compute()
+    return {name: _number(values[name].item()) for name in metric.scalars} if values["images"] else {}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

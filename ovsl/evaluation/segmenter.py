@@ -1,0 +1,108 @@
+"""A method with its words: the object that everything asks which wants an image segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ovsl.clip import TextEmbeddings
+from ovsl.evaluation.words import Words
+from ovsl.inference import Inference, Prediction, Segmentation, Size, segment
+from ovsl.vocabulary import Vocabulary
+
+
+class Method(Protocol):
+    """All that is known of a method here."""
+
+    predicts_masks: bool
+
+    def __call__(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Segment uint8 images `(B, 3, H, W)` of one size."""
+        ...
+
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Embed a vocabulary and decide which of its classes count as seen."""
+        ...
+
+
+class Segmenter:
+    """Segments images with the words of one vocabulary.
+
+    Args:
+        method: How images and text become predictions.
+        vocabulary: The classes to choose from.
+        inference: How images go through the network.
+    """
+
+    def __init__(self, method: Method, vocabulary: Vocabulary, inference: Inference) -> None:
+        self.method = method
+        self.inference = inference
+        self.words = method.words(vocabulary)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes of the answer, with their seen marks."""
+        return self.words.vocabulary
+
+    def __call__(self, images: Sequence[Tensor], sizes: Sequence[Size], segments: bool = False) -> list[Segmentation]:
+        """Segment images of any sizes; those of one size go through the network together.
+
+        Args:
+            images: uint8 RGB `(3, H, W)` each.
+            sizes: Size `(H0, W0)` at which each answer is wanted.
+            segments: Whether panoptic maps and instances are wanted too, where the method predicts masks. Classes of a
+                vocabulary that does not tell things from stuff count as things.
+
+        Returns:
+            What was found in each image; labels are classes of the vocabulary.
+        """
+        things = self._things() if segments and self.method.predicts_masks else None
+        groups: dict[tuple[Size, Size], list[int]] = {}
+        for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
+            groups.setdefault(((image.shape[-2], image.shape[-1]), (size[0], size[1])), []).append(index)
+        found: dict[int, Segmentation] = {}
+        for (_, original_size), members in groups.items():
+            stacked = torch.stack([images[index] for index in members])
+            segmentations = segment(self._predict, stacked, original_size, self.inference, things)
+            found.update(zip(members, map(self._in_vocabulary, segmentations), strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def scores(self, images: Tensor, size: Size | None = None) -> Tensor:
+        """Compute the scores whose arg-max are the labels; for export and analyses.
+
+        Args:
+            images: uint8 RGB `(B, 3, H, W)`.
+            size: Size at which scores are wanted; None for that of the images.
+
+        Returns:
+            `(B, C, H0, W0)`; minus infinity for classes that the method cannot predict.
+        """
+        scores = self.inference.scores(self._predict, images, size)
+        if self.words.positions is None:
+            return scores
+        everything = scores.new_full((len(scores), len(self.vocabulary), *scores.shape[2:]), float("-inf"))
+        return everything.index_copy(1, self.words.positions, scores)
+
+    def _predict(self, images: Tensor) -> Prediction:
+        return self.method(images, self.words.text)
+
+    def _things(self) -> list[bool]:
+        things = self.vocabulary.things or (True,) * len(self.vocabulary)
+        if self.words.positions is None:
+            return list(things)
+        return [things[position] for position in self.words.positions.tolist()]
+
+    def _in_vocabulary(self, found: Segmentation) -> Segmentation:
+        positions = self.words.positions
+        if positions is None:
+            return found
+        panoptic, instances = found.panoptic, found.instances
+        return Segmentation(
+            positions[found.labels],
+            panoptic and replace(panoptic, classes=positions[panoptic.classes]),
+            instances and replace(instances, labels=positions[instances.labels]),
+        )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -11,8 +12,10 @@ from torchmetrics.utilities.data import dim_zero_cat
 from ovsl.errors import InputError
 from ovsl.metrics.segmentation import harmonic_mean
 
-THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
-RECALLS = 101
+# Both as numpy rounds them, since the reference compares with these very numbers: its 0.7 is 0.7000000000000001, which
+# a recall of 7 / 10 does not reach.
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+RECALLS = tuple(np.linspace(0.0, 1.0, 101).tolist())
 AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
 """Ranges of the area of a mask in pixels, both ends included, as in the COCO API."""
 
@@ -218,8 +221,8 @@ def match_detections(iou: Tensor, ignored: Tensor, crowd: Tensor) -> tuple[Tenso
     if not iou.numel():
         return claimed, right
     free = torch.ones(len(thresholds), iou.shape[1], dtype=torch.bool)
-    # The reference compares with the threshold less a billionth, and takes the last of equal overlaps.
-    enough = iou[:, None] >= (thresholds - 1e-10).clamp(max=1 - 1e-10)[:, None]
+    # As in the reference, also in taking the last of equal overlaps below.
+    enough = iou[:, None] >= thresholds.clamp(max=1 - 1e-10)[:, None]
     for number, overlaps in enumerate(iou):
         possible = enough[number] & free
         # A mask that counts is preferred to one that does not, whatever they overlap.
@@ -248,7 +251,7 @@ def average_precision(codes: Tensor, num_truths: int) -> Tensor:
     precision = right / (right + wrong).clamp(min=1)
     # The envelope: the best precision at this recall or beyond.
     precision = precision.flip(0).cummax(dim=0).values.flip(0)
-    wanted = torch.linspace(0, 1, RECALLS, dtype=torch.float64).expand(codes.shape[1], -1).contiguous()
+    wanted = torch.tensor(RECALLS, dtype=torch.float64).expand(codes.shape[1], -1).contiguous()
     place = torch.searchsorted(recall.T.contiguous(), wanted)
     padded = torch.cat([precision, precision.new_zeros(1, codes.shape[1])])
     return padded.T.gather(1, place).mean(dim=1)

@@ -20,7 +20,7 @@ from ovsl.losses import MaskTargets
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
 from ovsl.methods.fc_clip.module import STRIDE, pooling_masks
-from ovsl.methods.fc_clip.official import CLIP_PREFIX, convert, our_name
+from ovsl.methods.fc_clip.official import CLIP_PREFIX, convert, rename
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case, recorded_part
 from tests.golden.replay import ReplayedDraws
@@ -378,11 +378,10 @@ def training_tensors(case: Case, module: FCCLIP, padded: Tensor, text: TextEmbed
             here = found.image == i
             out[f"train/match/{name}/src_{i}"] = found.query[here]
             out[f"train/match/{name}/tgt_{i}"] = found.target[here] - first[i]
-    parameters = dict(module.network.named_parameters())
+    parameters = dict(module.named_parameters())
     for key in io:
         if key.startswith("train/grad/"):
-            name = our_name(key.removeprefix("train/grad/"))
-            assert name is not None, key
+            (name,) = rename({key.removeprefix("train/grad/"): torch.empty(0)})
             gradient = parameters[name].grad
             out[key] = torch.zeros_like(parameters[name]) if gradient is None else gradient
     frozen = [name for name, parameter in module.clip.named_parameters() if parameter.grad is not None]

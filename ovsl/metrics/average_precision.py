@@ -1,4 +1,9 @@
-"""Mask average precision over classes, seen and unseen."""
+"""Mask average precision over classes, seen and unseen.
+
+torchmetrics wants a compiled COCO back-end for this, keeps floats as states and knows no seen classes.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
@@ -85,7 +90,7 @@ class MaskAveragePrecision(Metric):
         target_masks: Tensor,
         target_crowd: Tensor | None = None,
     ) -> None:
-        """Matches the detections of one image.
+        """Match the detections of one image.
 
         Args:
             scores: Confidence of each detection, floats (N,).
@@ -132,7 +137,7 @@ class MaskAveragePrecision(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
-        """Builds the precision curves.
+        """Build the precision curves.
 
         Returns:
             Fractions in 0..1 as float64 on the CPU, NaN where undefined. `scalars` names the single numbers: `AP`
@@ -185,7 +190,7 @@ class MaskAveragePrecision(Metric):
 
 
 def mask_iou(masks: Tensor, target_masks: Tensor, crowd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU of every detection with every true mask; with crowd regions the share of the detection that they cover.
+    """Return the IoU of detections and true masks; with crowd regions the share of the detection that they cover.
 
     Args:
         masks: bool (N, H, W).
@@ -237,7 +242,7 @@ def match_detections(iou: Tensor, ignored: Tensor, crowd: Tensor) -> tuple[Tenso
 
 
 def average_precision(codes: Tensor, num_truths: int) -> Tensor:
-    """Average precision of one class at each threshold.
+    """Return the average precision of one class at each threshold.
 
     Args:
         codes: (N, T), detections by descending score: 0 wrong, 1 right, 2 does not count.

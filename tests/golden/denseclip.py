@@ -13,7 +13,7 @@ from ovsl.inference import average_windows, resize
 from ovsl.inference.multi_scale import MultiScale
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.denseclip import DenseCLIP, official
-from ovsl.methods.denseclip.module import ContextTextClassifier, pixel_accuracy
+from ovsl.methods.denseclip.module import ContextTextClassifier
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
 from tests.golden.windows import RectangularWindow
@@ -167,7 +167,7 @@ def compute(case: Case) -> dict[str, Tensor]:
         "loss.decode": losses["cross_entropy"],
         "loss.identity": losses["score_map"],
         "loss.total": total,
-        "acc.decode": pixel_accuracy(logits, labels).view(1),
+        "acc.decode": 100 * (logits.argmax(1) == labels).float().mean().view(1),  # officially over ignored pixels too
         "grad_input.text_embeddings_raw": text.vectors.grad[None],  # type: ignore[index]
     }
     gradients = {name: parameter.grad for name, parameter in module.named_parameters()}

@@ -355,7 +355,7 @@ def training_tensors(case: Case, module: FCCLIP, padded: Tensor, text: TextEmbed
         mask = io[f"train/gt_masks_{i}"].bool()
         labels.append(io[f"train/gt_classes_{i}"].long())
         masks.append(functional.pad(mask, (0, padded.shape[3] - mask.shape[2], 0, padded.shape[2] - mask.shape[1])))
-    targets = MaskTargets.from_images(labels, masks)
+    targets = MaskTargets(torch.cat(labels), torch.cat(masks), tuple(map(len, labels)))
     draw = recorded_draws(io, num_levels, len(padded), case.meta["config"]["criterion"]["num_points"])
     out: dict[str, Tensor] = {}
     matches, points = spy(module)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ovsl.clip import TextEmbeddings
-from ovsl.losses.cross_entropy import pixel_cross_entropy
+from ovsl.losses import pixel_cross_entropy
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.lseg import LSeg, official
-from ovsl.methods.lseg.inference import MultiScaleSum
+from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.methods.lseg.network import LOGIT_SCALE, ViTPyramid
 from tests.golden.harness import Case
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ovsl.clip import TextEmbeddings
 from ovsl.inference import Inference, WholeImage, average_windows, resize
+from ovsl.losses import pixel_accuracy
 from ovsl.methods import ZegCLIP
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.zegclip import official
-from ovsl.methods.zegclip.module import pixel_accuracy
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
 from tests.golden.windows import RectangularWindow

@@ -12,9 +12,8 @@ from torch import Tensor
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.layers.backbone import Backbone
-from ovsl.layers.image_normalization import ImageNormalization
-from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
+from ovsl.layers import Backbone, ImageNormalization
+from ovsl.losses import Average, pixel_cross_entropy
 from ovsl.methods.base import Batch, CLIPSettings
 from ovsl.methods.clip_lightweight.network import (
     Bridge,

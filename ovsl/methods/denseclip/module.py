@@ -13,10 +13,8 @@ from torch import Tensor
 from ovsl.clip import FrozenCLIP, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.layers.backbone import Backbone
-from ovsl.layers.context_decoder import ContextDecoder
-from ovsl.layers.image_normalization import ImageNormalization
-from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
+from ovsl.layers import Backbone, ContextDecoder, ImageNormalization
+from ovsl.losses import Average, pixel_accuracy, pixel_cross_entropy
 from ovsl.methods.base import Batch, CLIPSettings
 from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.denseclip.network import (
@@ -277,7 +275,7 @@ class DenseCLIP(ClosedSetModule):
             loss = pixel_cross_entropy(scores, labels, ignore_index, self.average)
             losses["score_map"] = self.score_weight * loss
         if self._trainer is not None:
-            self.log("train/pixel_accuracy", pixel_accuracy(logits, labels), batch_size=len(labels))
+            self.log("train/pixel_accuracy", pixel_accuracy(logits, labels, ignore_index), batch_size=len(labels))
         return losses
 
     def parameter_groups(self) -> Iterable[dict[str, Any]]:
@@ -296,13 +294,3 @@ class DenseCLIP(ClosedSetModule):
         if groups["norm"]:
             yield {"params": groups["norm"], "weight_decay": 0.0, "name": "norm"}
         yield {"params": groups["rest"], "name": "rest"}
-
-
-def pixel_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of pixels whose best class is right, in percent; ignored pixels count as wrong, as in the published logs.
-
-    Args:
-        logits: ``(B, C, H, W)``.
-        labels: int64 ``(B, H, W)``.
-    """
-    return 100 * (logits.argmax(dim=1) == labels).float().mean()

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ovsl.clip import SynonymRule, TextEmbeddings, convolutional
 from ovsl.errors import InputError
 from ovsl.inference import MaskPrediction, resize
-from ovsl.inference.ensemble import geometric_ensemble
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
 from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.fc_clip.ensemble import geometric_ensemble
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
 from ovsl.metrics import AbsentClasses

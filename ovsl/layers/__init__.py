@@ -1,24 +1,39 @@
-"""Parts that two methods or more share."""
+"""Parts that the networks of methods are built from."""
+
+from __future__ import annotations
 
 from ovsl.layers.attention import MLP, MultiHeadAttention
+from ovsl.layers.attention_pool import DenseAttentionPool
+from ovsl.layers.backbone import Backbone
+from ovsl.layers.context_decoder import ContextDecoder
 from ovsl.layers.deformable_attention import MultiScaleDeformableAttention
+from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.layers.mask_decoder import MaskedAttentionDecoder, attended_cells, pool_by_masks
 from ovsl.layers.padding import pad_to_multiple
 from ovsl.layers.pixel_decoder import PixelDecoder
 from ovsl.layers.positions import sine_positions
 from ovsl.layers.precision import full_precision
+from ovsl.layers.score_map import score_map
+from ovsl.layers.semantic_fpn import FeaturePyramid, SemanticFPNHead
 from ovsl.layers.similarity import cosine_scores
 
 __all__ = [
     "MLP",
+    "Backbone",
+    "ContextDecoder",
+    "DenseAttentionPool",
+    "FeaturePyramid",
+    "ImageNormalization",
     "MaskedAttentionDecoder",
     "MultiHeadAttention",
     "MultiScaleDeformableAttention",
     "PixelDecoder",
+    "SemanticFPNHead",
     "attended_cells",
     "cosine_scores",
     "full_precision",
     "pad_to_multiple",
     "pool_by_masks",
+    "score_map",
     "sine_positions",
 ]

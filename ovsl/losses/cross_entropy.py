@@ -11,13 +11,13 @@ Average = Literal["labelled", "all"]
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, average: Average = "labelled") -> Tensor:
-    """Mean cross entropy over pixels; zero, with a gradient of zero, when no pixel has a label.
+    """Return the mean cross entropy over pixels; zero, with a gradient of zero, when no pixel has a label.
 
     Args:
-        logits: ``(B, C, H, W)``.
-        labels: int64 ``(B, H, W)``.
+        logits: `(B, C, H, W)`.
+        labels: int64 `(B, H, W)`.
         ignore_index: Label of pixels that add nothing.
-        average: ``labelled`` divides by the number of labelled pixels, ``all`` by that of all pixels (the rule of
+        average: `labelled` divides by the number of labelled pixels, `all` by that of all pixels (the rule of
             MMSegmentation up to 0.x, in which DenseCLIP was published).
     """
     total = functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")

@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from ovsl.losses.averaging import average_count
 
 
 def mask_areas(labels: Tensor, num_classes: int) -> Tensor:
-    """Pixels of each class in each image.
+    """Count the pixels of each class in each image.
 
     Args:
-        labels: int64 ``(B, H, W)``; anything outside 0..C-1 is no class.
+        labels: int64 `(B, H, W)`; anything outside 0..C-1 is no class.
         num_classes: C.
 
     Returns:
-        int64 ``(B, C)``.
+        int64 `(B, C)`.
     """
     return _sum_by_class(labels, torch.ones_like(labels), num_classes)
 
 
 def count_masks(labels: Tensor, num_classes: int) -> Tensor:
-    """Number of (image, present class) pairs, averaged over the processes of the run, at least 1.
+    """Count the (image, present class) pairs, averaged over the processes of the run, at least 1.
 
     Returns:
         float scalar.
     """
-    count = (mask_areas(labels, num_classes) > 0).sum().float()
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.all_reduce(count)
-        count = count / distributed.get_world_size()
-    return count.clamp(min=1)
+    return average_count((mask_areas(labels, num_classes) > 0).sum())
 
 
 def dice_loss(logits: Tensor, labels: Tensor, num_masks: Tensor | float) -> Tensor:
-    """Dice loss of the masks that are present, ``1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1)`` (not squared).
+    """Return the dice loss of the masks that are present, `1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1)` (not squared).
 
     The sum of p runs over all pixels, those without a class included. Absent classes give nothing, so a batch
     without any label gives 0.
 
     Args:
-        logits: ``(B, C, H, W)``.
-        labels: int64 ``(B, H, W)``; anything outside 0..C-1 is no class.
-        num_masks: Divisor, see :func:`count_masks`.
+        logits: `(B, C, H, W)`.
+        labels: int64 `(B, H, W)`; anything outside 0..C-1 is no class.
+        num_masks: Divisor, see `count_masks`.
 
     Returns:
         Scalar.

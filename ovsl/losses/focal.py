@@ -13,7 +13,7 @@ from torch.nn import functional
 def sigmoid_focal_loss(
     logits: Tensor, labels: Tensor, num_masks: Tensor | float, alpha: float = 0.25, gamma: float = 2.0
 ) -> Tensor:
-    """Focal loss of independent class masks (Lin et al., https://arxiv.org/abs/1708.02002), as ZegCLIP sums it.
+    """Return the focal loss of independent class masks (Lin et al., arXiv 1708.02002), as ZegCLIP sums it.
 
     Every class map is averaged over its pixels; the maps are summed, those of absent classes included, and divided by
     the number of present masks. **Pixels without a class are not left out: they are negatives of every class.**
@@ -22,10 +22,10 @@ def sigmoid_focal_loss(
     labelled pixel is then exchanged.
 
     Args:
-        logits: ``(B, C, H, W)``.
-        labels: int64 ``(B, H, W)``; anything outside 0..C-1 is no class.
-        num_masks: Divisor, see :func:`ovsl.losses.dice.count_masks`.
-        alpha: Weight of positives; negatives have ``1 - alpha``.
+        logits: `(B, C, H, W)`.
+        labels: int64 `(B, H, W)`; anything outside 0..C-1 is no class.
+        num_masks: Divisor, see `count_masks`.
+        alpha: Weight of positives; negatives have `1 - alpha`.
         gamma: Exponent of the focusing factor.
 
     Returns:
@@ -41,7 +41,7 @@ def sigmoid_focal_loss(
 
 
 class _SumOfNegatives(torch.autograd.Function):
-    """Sum of ``softplus(x) * sigmoid(x) ** gamma``, with one tensor kept for the gradient and not one for each step."""
+    """Sum of `softplus(x) * sigmoid(x) ** gamma`, with one tensor kept for the gradient and not one for each step."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, gamma: float) -> Tensor:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.nn import functional
 
+from ovsl.losses.averaging import average_count
 from ovsl.losses.matcher import HungarianMatcher, Matches
 from ovsl.losses.points import Draw, point_sample, uncertain_points
 from ovsl.losses.targets import MaskTargets
 
 
 def point_mask_losses(logits: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Binary cross entropy and dice of masks at points.
+    """Return binary cross entropy and dice of masks at points.
 
     Args:
-        logits: ``(N, P)``.
-        truth: Target values at the same points, 0..1, ``(N, P)``.
+        logits: `(N, P)`.
+        truth: Target values at the same points, 0..1, `(N, P)`.
 
     Returns:
-        Sums over the N masks of mean cross entropy and of ``1 - (2 sum(p t) + 1) / (sum p + sum t + 1)``.
+        Sums over the N masks of mean cross entropy and of `1 - (2 sum(p t) + 1) / (sum p + sum t + 1)`.
     """
     cross_entropy = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1).sum()
     masks = logits.sigmoid()
@@ -33,7 +34,7 @@ class MaskSetCriterion:
     """The losses of Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527), as SAN and FC-CLIP train with them.
 
     Each level of the network (deep supervision) is matched and weighed on its own. Queries without a target learn the
-    no-object class. Mask losses see ``num_points`` points of each matched mask, most of them where the mask is
+    no-object class. Mask losses see `num_points` points of each matched mask, most of them where the mask is
     undecided, and are divided by the number of targets of the batch, averaged over processes.
 
     Args:
@@ -43,8 +44,8 @@ class MaskSetCriterion:
         dice_weight: Weight of the dice loss.
         no_object_weight: Class weight of no-object in the cross entropy, 1 for all others.
         num_points: Points for each matched mask.
-        oversample_ratio: See :func:`~ovsl.losses.points.uncertain_points`.
-        importance_sample_ratio: See :func:`~ovsl.losses.points.uncertain_points`.
+        oversample_ratio: See `uncertain_points`.
+        importance_sample_ratio: See `uncertain_points`.
     """
 
     def __init__(
@@ -70,20 +71,20 @@ class MaskSetCriterion:
     def __call__(
         self, levels: Sequence[tuple[Tensor, Tensor]], targets: MaskTargets, draw: Draw = torch.rand
     ) -> dict[str, Tensor]:
-        """Weighted losses of a batch.
+        """Return the weighted losses of a batch.
 
         Args:
-            levels: For each supervised level, in the order of the network, ``class_logits (B, Q, C + 1)``, no-object
-                last, and ``mask_logits (B, Q, h, w)``.
+            levels: For each supervised level, in the order of the network, `class_logits (B, Q, C + 1)`, no-object
+                last, and `mask_logits (B, Q, h, w)`.
             targets: The batch's masks, at any resolution that spans the same area as the logits.
-            draw: Source of random points, called like ``torch.rand``. The last level draws first, then the others in
-                order; each draws matching points ``(B, P, 2)``, candidates ``(M, 3P, 2)`` and fresh points.
+            draw: Source of random points, called like `torch.rand`. The last level draws first, then the others in
+                order; each draws matching points `(B, P, 2)`, candidates `(M, 3P, 2)` and fresh points.
 
         Returns:
-            ``loss_ce``, ``loss_mask``, ``loss_dice`` of the last level, the same with suffix ``_0``, ``_1`` ... of
+            `loss_ce`, `loss_mask`, `loss_dice` of the last level, the same with suffix `_0`, `_1` ... of
             the earlier ones.
         """
-        num_masks = self._average_count(targets)
+        num_masks = average_count(torch.tensor(len(targets.labels), device=targets.labels.device))
         *earlier, last = levels
         losses: dict[str, Tensor] = {}
         for suffix, (class_logits, mask_logits) in zip(
@@ -112,12 +113,3 @@ class MaskSetCriterion:
         masks = targets.masks[matches.target].unsqueeze(1).to(logits.dtype)
         truth = point_sample(masks, points).squeeze(1)
         return point_mask_losses(point_sample(logits.unsqueeze(1), points).squeeze(1), truth)
-
-    @staticmethod
-    def _average_count(targets: MaskTargets) -> Tensor:
-        """Targets of the batch, averaged over processes, at least one."""
-        count = torch.tensor(float(len(targets.labels)), device=targets.labels.device)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(count)
-            count = count / distributed.get_world_size()
-        return count.clamp(min=1)

@@ -19,9 +19,9 @@ class Matches:
     """Matched pairs of a batch, image by image, by ascending query within an image.
 
     Attributes:
-        image: Image of each pair, int64 ``(M,)``.
+        image: Image of each pair, int64 `(M,)`.
         query: Query of each pair.
-        target: Mask of each pair, an index into :class:`~ovsl.losses.targets.MaskTargets`.
+        target: Mask of each pair, an index into `MaskTargets`.
     """
 
     image: Tensor
@@ -62,10 +62,10 @@ class HungarianMatcher:
         """Match the queries of a batch.
 
         Args:
-            class_logits: ``(B, Q, C + 1)``.
-            mask_logits: ``(B, Q, h, w)``.
+            class_logits: `(B, Q, C + 1)`.
+            mask_logits: `(B, Q, h, w)`.
             targets: The batch's masks.
-            draw: Source of the points; called once, for ``(B, P, 2)``.
+            draw: Source of the points; called once, for `(B, P, 2)`.
 
         Raises:
             FloatingPointError: The predictions hold NaN or infinity.
@@ -89,7 +89,7 @@ class HungarianMatcher:
         return Matches(*torch.from_numpy(pairs).to(mask_logits.device))
 
     def _costs(self, class_logits: Tensor, mask_logits: Tensor, targets: MaskTargets, points: Tensor) -> Tensor:
-        """Cost of every query with every mask of its image, ``(B, Q, G)`` with G the largest count."""
+        """Cost of every query with every mask of its image, `(B, Q, G)` with G the largest count."""
         image, rank = targets.slots
         size = (len(mask_logits), max(targets.counts, default=0))
         labels = targets.labels.new_zeros(size)

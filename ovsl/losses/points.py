@@ -9,18 +9,18 @@ from torch import Tensor
 from torch.nn import functional
 
 Draw = Callable[..., Tensor]
-"""Uniform numbers in 0..1, called like ``torch.rand``: ``draw(*shape, device=device)``."""
+"""Uniform numbers in 0..1, called like `torch.rand`: `draw(*shape, device=device)`."""
 
 
 def point_sample(maps: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of maps at points; zero outside, ``align_corners=False``.
+    """Read bilinear values of maps at points; zero outside, `align_corners=False`.
 
     Args:
-        maps: ``(N, C, H, W)``, floating point.
-        points: ``(N, P, 2)`` as (x, y) in 0..1 of the map's width and height.
+        maps: `(N, C, H, W)`, floating point.
+        points: `(N, P, 2)` as (x, y) in 0..1 of the map's width and height.
 
     Returns:
-        ``(N, C, P)``.
+        `(N, C, P)`.
     """
     grid = (2 * points - 1).unsqueeze(2).to(maps.dtype)
     return functional.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False).squeeze(3)
@@ -34,20 +34,20 @@ def uncertain_points(
     importance_sample_ratio: float = 0.75,
     draw: Draw = torch.rand,
 ) -> Tensor:
-    """Points of which most lie where a mask is undecided (PointRend, section 3.1).
+    """Draw points of which most lie where a mask is undecided (PointRend, section 3.1).
 
-    Draws ``oversample_ratio * num_points`` candidates for each mask, keeps those with the smallest ``|logit|``, and
+    Draws `oversample_ratio * num_points` candidates for each mask, keeps those with the smallest `|logit|`, and
     fills up with fresh uniform points.
 
     Args:
-        mask_logits: ``(N, h, w)``.
+        mask_logits: `(N, h, w)`.
         num_points: P, points for each mask.
         oversample_ratio: Candidates per point.
         importance_sample_ratio: Share of the points taken from the candidates.
         draw: Source of randomness; called for the candidates first, then for the fresh points.
 
     Returns:
-        ``(N, P, 2)``, (x, y) in 0..1, most uncertain first, without gradient.
+        `(N, P, 2)`, (x, y) in 0..1, most uncertain first, without gradient.
     """
     count, device = mask_logits.shape[0], mask_logits.device
     num_uncertain = int(importance_sample_ratio * num_points)

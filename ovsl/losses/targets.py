@@ -14,8 +14,8 @@ class MaskTargets:
     """The target masks of all images of a batch, one image after the other.
 
     Attributes:
-        labels: Class of each mask, int64 ``(N,)``.
-        masks: Binary masks, ``(N, H, W)``, all at the padded size of the batch.
+        labels: Class of each mask, int64 `(N,)`.
+        masks: Binary masks, `(N, H, W)`, all at the padded size of the batch.
         counts: Number of masks of each image; may be zero.
     """
 
@@ -24,21 +24,11 @@ class MaskTargets:
     counts: tuple[int, ...]
 
     @classmethod
-    def from_images(cls, labels: Sequence[Tensor], masks: Sequence[Tensor]) -> MaskTargets:
-        """Join the targets of single images.
-
-        Args:
-            labels: For each image int64 ``(G,)``.
-            masks: For each image ``(G, H, W)``, one size for all; empty ones included.
-        """
-        return cls(torch.cat(list(labels)), torch.cat(list(masks)), tuple(len(image) for image in labels))
-
-    @classmethod
     def from_semantic(cls, semantic: Tensor, num_classes: int) -> MaskTargets:
-        """One mask for each class that an image holds, in ascending order of classes.
+        """Make one mask for each class that an image holds, in ascending order of classes.
 
         Args:
-            semantic: int64 ``(B, H, W)``; values outside ``0..num_classes - 1`` belong to no mask.
+            semantic: int64 `(B, H, W)`; values outside `0..num_classes - 1` belong to no mask.
             num_classes: C.
         """
         inside = (semantic >= 0) & (semantic < num_classes)
@@ -50,11 +40,11 @@ class MaskTargets:
 
     @classmethod
     def from_segments(cls, segment_ids: Tensor, classes: Sequence[Tensor]) -> MaskTargets:
-        """One mask for each segment, an empty one where no pixel is left of it.
+        """Make one mask for each segment, an empty one where no pixel is left of it.
 
         Args:
-            segment_ids: Integers ``(B, H, W)``: 0 where there is no segment, else 1..N of the image.
-            classes: For each image the class of its segments, int64 ``(N,)``.
+            segment_ids: Integers `(B, H, W)`: 0 where there is no segment, else 1..N of the image.
+            classes: For each image the class of its segments, int64 `(N,)`.
         """
         counts = torch.tensor([len(image) for image in classes], device=segment_ids.device)
         first, total = counts.cumsum(0) - counts, sum(len(image) for image in classes)
@@ -65,17 +55,17 @@ class MaskTargets:
         return cls(torch.cat(list(classes)), masks[:total], tuple(len(image) for image in classes))
 
     def select(self, keep: Tensor) -> MaskTargets:
-        """Only some masks.
+        """Keep only some masks.
 
         Args:
-            keep: bool ``(N,)``.
+            keep: bool `(N,)`.
         """
         counts = torch.bincount(self.slots[0][keep], minlength=len(self.counts))
         return MaskTargets(self.labels[keep], self.masks[keep], tuple(counts.tolist()))
 
     @property
     def slots(self) -> tuple[Tensor, Tensor]:
-        """Image of each mask and its rank within the image, both int64 ``(N,)``."""
+        """Image of each mask and its rank within the image, both int64 `(N,)`."""
         counts = torch.tensor(self.counts, dtype=torch.int64, device=self.labels.device)
         image = torch.repeat_interleave(counts, output_size=len(self.labels))
         first = counts.cumsum(0) - counts

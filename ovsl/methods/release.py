@@ -1,9 +1,13 @@
-"""What the ``official.py`` of every method shares: each tensor of a released checkpoint is accounted for."""
+"""What the `official.py` of every method shares: each tensor of a released checkpoint is accounted for.
+
+Every `official.py` has the tables `NAMES` and `DROPPED`, and the functions `rename(state_dict)`, `settings(state_dict)`
+(what a conversion without a configuration builds) and `convert(state_dict, module)`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,22 +19,26 @@ CLIP_TOLERANCE = 1e-3
 """Largest difference, relative to a tensor's largest entry, at which a frozen CLIP weight counts as the same one:
 releases store some of them in half precision."""
 
+_UNUSED = ("num_batches_tracked",)  # of BatchNorm, which reads it only where it has no momentum
+_OPERATIONS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
+
 
 def rename_by_rules(
     method: str,
     state_dict: Mapping[str, Tensor],
-    rules: Sequence[tuple[str, str]],
+    names: Sequence[tuple[str, str]],
     dropped: Sequence[str] = (),
-    adjust: Callable[[str], str] = lambda name: name,
+    **counts: int,
 ) -> dict[str, Tensor]:
-    """Give the tensors of a release our names; half precision becomes float32.
+    r"""Give the tensors of a release our names; half precision becomes float32.
 
     Args:
         method: Name of the method, for the message.
         state_dict: The official state dict.
-        rules: Pattern of official names and what replaces it; the first that matches the whole name counts.
+        names: Pattern of official names and our name for it; the first that matches the whole name counts. Our name may
+            hold what the pattern captured (`\1`) and one operation with it in braces: `{2*\1}`, `{\1-1}`, `{\1+depth}`.
         dropped: Patterns of names that are left out.
-        adjust: Last change to each of our names, for what patterns cannot say.
+        **counts: Numbers that the braces name.
 
     Raises:
         InputError: A name that no rule knows.
@@ -39,14 +47,36 @@ def rename_by_rules(
     for name, tensor in state_dict.items():
         if any(re.fullmatch(pattern, name) for pattern in dropped):
             continue
-        ours = next((match.expand(new) for old, new in rules if (match := re.fullmatch(old, name))), None)
+        ours = next((match.expand(new) for old, new in names if (match := re.fullmatch(old, name))), None)
         if ours is None:
             unknown.append(name)
         else:
-            renamed[adjust(ours)] = tensor.float() if tensor.is_floating_point() else tensor
+            half = tensor.dtype in (torch.float16, torch.bfloat16)
+            renamed[_calculate(ours, counts)] = tensor.float() if half else tensor
     if unknown:
         raise InputError(f"Not a checkpoint of {method}: no rule for {_some(unknown)} of its names.")
     return renamed
+
+
+def _calculate(name: str, counts: Mapping[str, int]) -> str:
+    def value(word: str) -> int:
+        return int(word) if word.isdecimal() else counts[word]
+
+    def result(match: re.Match[str]) -> str:
+        first, operation, second = match.groups()
+        return str(_OPERATIONS[operation](value(first), value(second)))
+
+    return re.sub(r"\{(\w+)([-+*/])(\w+)\}", result, name)
+
+
+def fillable(module: SegmentationModule, unused: Collection[str] = ()) -> dict[str, Tensor]:
+    """List what a release fills: the parameters and buffers that a checkpoint holds, the frozen CLIP's among them.
+
+    Args:
+        module: The module.
+        unused: Names that no release holds.
+    """
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if name not in unused}
 
 
 def load_release(
@@ -59,12 +89,12 @@ def load_release(
     """Load the renamed tensors of a release into a freshly built module.
 
     Frozen CLIP weights have to be those that the module stands on already; where it was built with random ones they are
-    loaded like the rest.
+    loaded like the rest. A 1x1 convolution of the release may be a linear layer here.
 
     Args:
-        module: The module that ``expected`` belongs to.
+        module: The module that `expected` belongs to.
         found: Tensors of the release under our names.
-        expected: Parameters and buffers, or views of them, that the release should fill.
+        expected: Parameters and buffers, or views of them, that the release should fill; see `fillable`.
         check: Settings that decide on names and shapes, for the message.
         text_tower_optional: Whether the release may lack the whole text tower of CLIP, which then stays as it is.
 
@@ -72,6 +102,12 @@ def load_release(
         InputError: With what is missing, left over, of another shape, or of another CLIP.
     """
     method, pretrained = type(module).__name__, module.clip.pretrained is not None
+    expected = {name: tensor for name, tensor in expected.items() if not name.endswith(_UNUSED)}
+    found = {
+        name: tensor.flatten(1) if tensor.shape[2:] == (1, 1) and expected.get(name, tensor).ndim == 2 else tensor
+        for name, tensor in found.items()
+        if not name.endswith(_UNUSED)
+    }
     missing = expected.keys() - found.keys()
     text = {name for name in expected if name.startswith("clip.") and not name.startswith("clip.model.visual.")}
     if text_tower_optional and not (text - {"clip.model.logit_scale"}) & found.keys():

@@ -1,8 +1,14 @@
-"""Mask average precision over classes, seen and unseen."""
+"""Mask average precision over classes, seen and unseen.
+
+torchmetrics wants a compiled COCO back-end for this, keeps floats as states and knows no seen classes.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -11,8 +17,10 @@ from torchmetrics.utilities.data import dim_zero_cat
 from ovsl.errors import InputError
 from ovsl.metrics.segmentation import harmonic_mean
 
-THRESHOLDS = tuple(0.5 + 0.05 * i for i in range(10))
-RECALLS = 101
+# Both as numpy rounds them, since the reference compares with these very numbers: its 0.7 is 0.7000000000000001, which
+# a recall of 7 / 10 does not reach.
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
+RECALLS = tuple(np.linspace(0.0, 1.0, 101).tolist())
 AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
 """Ranges of the area of a mask in pixels, both ends included, as in the COCO API."""
 
@@ -82,7 +90,7 @@ class MaskAveragePrecision(Metric):
         target_masks: Tensor,
         target_crowd: Tensor | None = None,
     ) -> None:
-        """Matches the detections of one image.
+        """Match the detections of one image.
 
         Args:
             scores: Confidence of each detection, floats (N,).
@@ -129,7 +137,7 @@ class MaskAveragePrecision(Metric):
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
-        """Builds the precision curves.
+        """Build the precision curves.
 
         Returns:
             Fractions in 0..1 as float64 on the CPU, NaN where undefined. `scalars` names the single numbers: `AP`
@@ -182,7 +190,7 @@ class MaskAveragePrecision(Metric):
 
 
 def mask_iou(masks: Tensor, target_masks: Tensor, crowd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """IoU of every detection with every true mask; with crowd regions the share of the detection that they cover.
+    """Return the IoU of detections and true masks; with crowd regions the share of the detection that they cover.
 
     Args:
         masks: bool (N, H, W).
@@ -218,8 +226,8 @@ def match_detections(iou: Tensor, ignored: Tensor, crowd: Tensor) -> tuple[Tenso
     if not iou.numel():
         return claimed, right
     free = torch.ones(len(thresholds), iou.shape[1], dtype=torch.bool)
-    # The reference compares with the threshold less a billionth, and takes the last of equal overlaps.
-    enough = iou[:, None] >= (thresholds - 1e-10).clamp(max=1 - 1e-10)[:, None]
+    # As in the reference, also in taking the last of equal overlaps below.
+    enough = iou[:, None] >= thresholds.clamp(max=1 - 1e-10)[:, None]
     for number, overlaps in enumerate(iou):
         possible = enough[number] & free
         # A mask that counts is preferred to one that does not, whatever they overlap.
@@ -234,7 +242,7 @@ def match_detections(iou: Tensor, ignored: Tensor, crowd: Tensor) -> tuple[Tenso
 
 
 def average_precision(codes: Tensor, num_truths: int) -> Tensor:
-    """Average precision of one class at each threshold.
+    """Return the average precision of one class at each threshold.
 
     Args:
         codes: (N, T), detections by descending score: 0 wrong, 1 right, 2 does not count.
@@ -248,7 +256,7 @@ def average_precision(codes: Tensor, num_truths: int) -> Tensor:
     precision = right / (right + wrong).clamp(min=1)
     # The envelope: the best precision at this recall or beyond.
     precision = precision.flip(0).cummax(dim=0).values.flip(0)
-    wanted = torch.linspace(0, 1, RECALLS, dtype=torch.float64).expand(codes.shape[1], -1).contiguous()
+    wanted = torch.tensor(RECALLS, dtype=torch.float64).expand(codes.shape[1], -1).contiguous()
     place = torch.searchsorted(recall.T.contiguous(), wanted)
     padded = torch.cat([precision, precision.new_zeros(1, codes.shape[1])])
     return padded.T.gather(1, place).mean(dim=1)

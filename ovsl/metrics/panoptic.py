@@ -1,4 +1,9 @@
-"""Panoptic quality over things and stuff, seen and unseen classes."""
+"""Panoptic quality over things and stuff, seen and unseen classes.
+
+torchmetrics has one too, with float states (sums depend on the order of images), no crowds and no seen classes.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -78,7 +83,7 @@ class PanopticQuality(Metric):
         target_classes: Tensor,
         target_crowd: Tensor | None = None,
     ) -> None:
-        """Matches the segments of one image.
+        """Match the segments of one image.
 
         Args:
             segment_ids: Predicted segments, integers (H, W): 0 for none, else 1..N.
@@ -99,7 +104,7 @@ class PanopticQuality(Metric):
         self.images = self.images + 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Divides the counts.
+        """Divide the counts.
 
         Returns:
             Fractions in 0..1 as float64 on the CPU, NaN where undefined. `scalars` names the single numbers: PQ, SQ
@@ -138,7 +143,7 @@ def match_segments(
     target_crowd: Tensor | None,
     num_classes: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Matches the segments of one image through one table of common pixels; no loop over segments.
+    """Match the segments of one image through one table of common pixels; no loop over segments.
 
     Args:
         segment_ids: See `PanopticQuality.update`.

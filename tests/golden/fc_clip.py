@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import CLIPSettings, TextEmbeddings
-from ovsl.inference import DensePrediction, MaskPrediction, WholeImage, resize
+from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.inference.instance import instances
 from ovsl.inference.panoptic import panoptic_maps
 from ovsl.layers import pad_to_multiple
@@ -18,9 +19,9 @@ from ovsl.layers.mask_decoder import attended_cells
 from ovsl.losses import MaskTargets
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
 from ovsl.methods.fc_clip.module import STRIDE, pooling_masks
-from ovsl.methods.fc_clip.official import CLIP_PREFIX, convert, our_name
+from ovsl.methods.fc_clip.official import CLIP_PREFIX, convert, rename
 from ovsl.vocabulary import Vocabulary
-from tests.golden.harness import Case
+from tests.golden.harness import Case, recorded_part
 from tests.golden.replay import ReplayedDraws
 
 INPUTS = [r"input/image_\d+", r"train/gt_(masks|classes)_\d+", r"train/rand/.*"]
@@ -33,21 +34,22 @@ TOLERANCES = {
     r"train/grad/.*": 1e-3,
 }
 
-KNOWN_CONFIG = {
-    "clip": {"kind", "embed_dim", "image_size", "quick_gelu", "text", "visual"},
-    "pixel_decoder": {
-        *("conv_dim", "mask_dim", "num_heads", "num_points", "num_levels", "ffn_dim", "num_layers", "norm", "dropout")
-    },
-    "predictor": {
-        *("hidden_dim", "num_heads", "ffn_dim", "num_layers", "num_queries", "pre_norm", "clip_embedding_dim"),
-        "enforce_input_project",
-    },
-    "ensemble": {"alpha", "beta", "on_valid_mask", "log_eps"},
-    "inference": {"object_mask_threshold", "overlap_threshold", "topk_per_image", "images"},
-    "criterion": {
-        *("num_points", "oversample_ratio", "importance_sample_ratio", "no_object_weight", "class_weight"),
-        *("mask_weight", "dice_weight", "deep_supervision", "matching_costs"),
-    },
+KNOWN_KEYS = {
+    "": "method case public text_tower weights_dtype config tolerance weights tensors",
+    "config": """clip backbone_channels pixel_decoder predictor pixel_mean pixel_std size_divisibility templates
+        train_classes train_thing_indices test_classes test_thing_indices test_num_synonyms train_num_synonyms ensemble
+        inference criterion""",
+    "config.clip": "kind embed_dim image_size quick_gelu text visual",
+    "config.clip.text": "included context_length vocab_size tokenizer width heads layers",
+    "config.clip.visual": "type depths dims layer_norm_eps head layers width attention_pool_heads attention_pool_grid",
+    "config.pixel_decoder": "conv_dim mask_dim num_heads num_points num_levels ffn_dim num_layers norm dropout",
+    "config.predictor": """hidden_dim num_heads ffn_dim num_layers num_queries pre_norm clip_embedding_dim
+        enforce_input_project""",
+    "config.ensemble": "alpha beta on_valid_mask log_eps",
+    "config.inference": "object_mask_threshold overlap_threshold topk_per_image images",
+    "config.criterion": """num_points oversample_ratio importance_sample_ratio no_object_weight class_weight mask_weight
+        dice_weight deep_supervision matching_costs""",
+    "config.criterion.matching_costs": "cls mask dice",
 }
 
 
@@ -75,8 +77,7 @@ def clip_config(config: dict[str, Any], weights: dict[str, Tensor]) -> dict[str,
 def build(case: Case) -> FCCLIP:
     """The module that a user would configure, with the case's weights."""
     config, weights = case.meta["config"], case.weights
-    for part, known in KNOWN_CONFIG.items():
-        assert config[part].keys() <= known, f"{case}: unknown options {sorted(config[part].keys() - known)} of {part}"
+    case.check_keys(KNOWN_KEYS)
     pixel, decoder, criterion = config["pixel_decoder"], config["predictor"], config["criterion"]
     assert pixel["num_levels"] == 3
     assert "32 groups" in pixel["norm"]
@@ -224,10 +225,10 @@ def compute(case: Case) -> dict[str, Tensor]:
             original = (entry["output_height"], entry["output_width"])
             one = MaskPrediction(mask_logits[i : i + 1], prediction.class_scores[i : i + 1], final[i : i + 1, :, -1])
             one = replace(one, padded_size=padded_size)
-            out |= outputs(one, size, original, testing, config["inference"], i, io)
+            out |= outputs(one, size, original, testing, case, i)
 
     out |= training_tensors(case, module, padded, training_text)
-    return select(out, io)
+    return {name: tensor for name, tensor in out.items() if name in io}
 
 
 class Recorder:
@@ -298,11 +299,10 @@ def outputs(
     size: tuple[int, int],
     original: tuple[int, int],
     vocabulary: Vocabulary,
-    options: dict[str, Any],
+    case: Case,
     i: int,
-    io: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    things = vocabulary.things
+    things, options = vocabulary.things, case.meta["config"]["inference"]
     assert things is not None
     resized = replace(one, mask_logits=resize(one.resized_mask_logits(size), original), padded_size=None)
     first, last = resized.semantic_scores(original)[0], resize(one.semantic_scores(size), original)[0]
@@ -323,7 +323,7 @@ def outputs(
         f"out/panoptic_segments_{i}": torch.tensor(rows, dtype=torch.int64).reshape(-1, 3),
     }
     # An unsorted top-k was recorded: bring ours into its order before comparing.
-    order = match_instances(found.labels, found.scores, found.masks, io, i)
+    order = match_instances(found.labels, found.scores, found.masks, case, i)
     return tensors | {
         f"out/instance_scores_{i}": found.scores[order],
         f"out/instance_classes_{i}": found.labels[order],
@@ -331,15 +331,16 @@ def outputs(
     }
 
 
-def match_instances(labels: Tensor, scores: Tensor, masks: Tensor, io: dict[str, Tensor], i: int) -> Tensor:
-    from scipy.optimize import linear_sum_assignment
-
+def match_instances(labels: Tensor, scores: Tensor, masks: Tensor, case: Case, i: int) -> Tensor:
+    """Places of our instances in the order of the recorded ones."""
+    io, name = case.io, f"out/instance_masks_{i}"
     if f"out/instance_scores_{i}" not in io:
         return torch.arange(len(labels))
-    recorded = io[f"out/instance_masks_{i}"].bool().flatten(1).float()
-    own = masks.flatten(1).float()
-    assert len(recorded) == len(own), f"{len(own)} instances, {len(recorded)} recorded"
-    distance = torch.cdist(recorded, own, p=1) / max(own.shape[1], 1)
+    distance = torch.zeros(len(io[f"out/instance_scores_{i}"]), len(labels))
+    assert distance.shape[0] == distance.shape[1], f"{len(labels)} instances, {len(distance)} recorded"
+    if name in io:
+        own = recorded_part(case, name, masks, io[name].shape).flatten(1).float()
+        distance = torch.cdist(io[name].flatten(1).float(), own, p=1) / max(own.shape[1], 1)
     distance = distance + (io[f"out/instance_classes_{i}"][:, None] != labels) * 10.0
     distance = distance + (io[f"out/instance_scores_{i}"][:, None] - scores).abs()
     return torch.from_numpy(linear_sum_assignment(distance.numpy())[1])
@@ -353,7 +354,7 @@ def training_tensors(case: Case, module: FCCLIP, padded: Tensor, text: TextEmbed
         mask = io[f"train/gt_masks_{i}"].bool()
         labels.append(io[f"train/gt_classes_{i}"].long())
         masks.append(functional.pad(mask, (0, padded.shape[3] - mask.shape[2], 0, padded.shape[2] - mask.shape[1])))
-    targets = MaskTargets.from_images(labels, masks)
+    targets = MaskTargets(torch.cat(labels), torch.cat(masks), tuple(map(len, labels)))
     draw = recorded_draws(io, num_levels, len(padded), case.meta["config"]["criterion"]["num_points"])
     out: dict[str, Tensor] = {}
     matches, points = spy(module)
@@ -376,11 +377,10 @@ def training_tensors(case: Case, module: FCCLIP, padded: Tensor, text: TextEmbed
             here = found.image == i
             out[f"train/match/{name}/src_{i}"] = found.query[here]
             out[f"train/match/{name}/tgt_{i}"] = found.target[here] - first[i]
-    parameters = dict(module.network.named_parameters())
+    parameters = dict(module.named_parameters())
     for key in io:
         if key.startswith("train/grad/"):
-            name = our_name(key.removeprefix("train/grad/"))
-            assert name is not None, key
+            (name,) = rename({key.removeprefix("train/grad/"): torch.empty(0)})
             gradient = parameters[name].grad
             out[key] = torch.zeros_like(parameters[name]) if gradient is None else gradient
     frozen = [name for name, parameter in module.clip.named_parameters() if parameter.grad is not None]
@@ -407,12 +407,3 @@ def spy(module: FCCLIP) -> tuple[list[Any], list[Tensor]]:
     module.criterion.matcher = match  # type: ignore[assignment]
     mask_set.uncertain_points = sample  # type: ignore[assignment]
     return matches, points
-
-
-def select(out: dict[str, Tensor], io: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the case records; some cases record only the first channels of the mask features."""
-    name = "pixel_decoder/mask_features"
-    if name in io:
-        out[name] = out[name][:, : io[name].shape[1]]
-    assert not any(isinstance(value, DensePrediction) for value in out.values())
-    return {key: value for key, value in out.items() if key in io}

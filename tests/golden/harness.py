@@ -1,15 +1,16 @@
 """Golden cases: what the official code computes on small random models, found and compared.
 
-A case is a folder ``<method>/<case>/`` with ``meta.json``, ``weights.safetensors`` (official names) and
-``io.safetensors`` (inputs, intermediates, outputs, losses, gradients). ``tests/golden/<method>.py`` rebuilds the model
-from ``meta.json`` and gives back every recorded tensor under its recorded name:
+A case is a folder `<method>/<case>/` with `meta.json`, `weights.safetensors` (official names) and
+`io.safetensors` (inputs, intermediates, outputs, losses, gradients). `tests/golden/<method>.py` rebuilds the model
+from `meta.json` and gives back every recorded tensor under its recorded name:
 
-- ``compute(case) -> dict[str, Tensor]``
-- ``INPUTS``: names (regular expressions) that the case gives and the method only reads
-- ``NOT_COMPUTED``: names (regular expressions) with the reason why the method has no such tensor
-- ``TOLERANCES`` (optional): names (regular expressions) whose tolerance is another than the usual
+- `compute(case) -> dict[str, Tensor]`
+- `INPUTS`: names (regular expressions) that the case gives and the method only reads
+- `NOT_COMPUTED`: names (regular expressions) with the reason why the method has no such tensor
+- `TOLERANCES` (optional): names (regular expressions) whose tolerance is another than the usual
 
 A recorded tensor that is in none of the three fails the case, and so does an option that the method does not support.
+Of some tensors a case records a part alone (every 4th pixel, the first 8 channels); `recorded_part` reads which one.
 """
 
 from __future__ import annotations
@@ -55,6 +56,28 @@ class Case:
         tensors = load_file(self.path / file)
         return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
 
+    def meaning(self, name: str) -> str:
+        """What the case says about a recorded tensor, and its general notes."""
+        described = self.meta.get("tensors") or self.meta.get("tensors_io") or {}
+        if isinstance(described, list):
+            described = {entry["name"]: entry for entry in described}
+        notes = [self.meta[key] for key in ("note", "notes") if key in self.meta]
+        return json.dumps([described.get(name, ""), notes], ensure_ascii=False)
+
+    def check_keys(self, known: dict[str, str]) -> None:
+        """Stop at anything that the case asks for and that would otherwise be passed over; notes ask for nothing.
+
+        Args:
+            known: Names of the keys, separated by blanks, of each section: `""` for the top level, `a.b` for one inside
+                another. Sections that a case lacks are passed over.
+        """
+        for path, names in known.items():
+            section: Any = self.meta
+            for part in path.split(".") if path else ():
+                section = (section or {}).get(part)
+            unknown = {key for key in section or () if not re.search(r"(^|_)notes?$", key)} - set(names.split())
+            assert not unknown, f"{self}: {path or 'meta.json'} has unknown keys: {', '.join(sorted(unknown))}"
+
     def __str__(self) -> str:
         return f"{self.method}/{self.name}"
 
@@ -74,7 +97,7 @@ class Comparison:
 
 
 def find_cases() -> Iterator[Case]:
-    """Cases that travel with the project, then those in the folder that ``OVSL_GOLDEN`` names."""
+    """Cases that travel with the project, then those in the folder that `OVSL_GOLDEN` names."""
     roots = [SHIPPED]
     if os.environ.get("OVSL_GOLDEN"):
         roots.append(Path(os.environ["OVSL_GOLDEN"]))
@@ -106,8 +129,7 @@ def compare(case: Case) -> list[Comparison]:
         if name not in computed:
             assert any(re.fullmatch(pattern, name) for pattern in declared), f"{case}: {name!r} was not computed"
             continue
-        found = computed[name].detach()
-        assert found.shape == expected.shape, f"{case}: {name!r} is {tuple(found.shape)}, not {tuple(expected.shape)}"
+        found = recorded_part(case, name, computed[name].detach(), expected.shape)
         relative, tolerance = _difference(name, found, expected)
         for pattern, own_tolerance in getattr(adapter, "TOLERANCES", {}).items():
             if re.fullmatch(pattern, name):
@@ -116,6 +138,28 @@ def compare(case: Case) -> list[Comparison]:
     unknown = computed.keys() - recorded.keys()
     assert not unknown, f"{case}: computed but not recorded: {sorted(unknown)}"
     return comparisons
+
+
+def recorded_part(case: Case, name: str, found: Tensor, shape: torch.Size) -> Tensor:
+    """The part of a computed tensor that a case records, by what its `meta.json` says.
+
+    Known ways to say it: `every 4th` (or `full[..., ::4, ::4]`) for pixels, rows and columns, or for channels, and
+    `channels 0 to 7`.
+
+    Raises:
+        AssertionError: The shapes differ and `meta.json` does not say which part was recorded.
+    """
+    if found.shape == shape:
+        return found
+    meaning, parts = case.meaning(name), []
+    for step in {int(number) for number in re.findall(r"(?:every |::)(\d+)", meaning)}:
+        parts += [found[..., ::step, ::step], found[:, ::step]]
+    parts += [found[:, int(a) : int(b) + 1] for a, b in re.findall(r"channels (\d+) to (\d+)", meaning)]
+    fitting = [part for part in parts if part.shape == shape]
+    assert fitting, (
+        f"{case}: {name!r} is {tuple(found.shape)}, recorded {tuple(shape)}, and meta.json names no such part"
+    )
+    return fitting[0]
 
 
 def _difference(name: str, found: Tensor, expected: Tensor) -> tuple[float, float]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ovsl.clip import CLIPSettings, TextEmbeddings
-from ovsl.losses.cross_entropy import pixel_cross_entropy
+from ovsl.losses import pixel_cross_entropy
 from ovsl.methods.lseg import LSeg, official
-from ovsl.methods.lseg.inference import MultiScaleSum
+from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.methods.lseg.network import LOGIT_SCALE, ViTPyramid
 from tests.golden.harness import Case
 
@@ -27,23 +28,21 @@ KNOWN_OPTIONS = {
         ignore_index batch image_size ms seed class_info width_div layers""",
     "fixed": """logit_scale readout use_bn align_corners vit_layer_norm_eps clip_visual clip_text vit_mlp_ratio
         vit_activation vit_head resnet""",
+    "config.ms": "image_size base_size crop_size scales",
+    "fixed.clip_text": "context_length vocab_size width heads layers embed_dim activation",
 }
 REGULARIZERS = {0: "none", 1: "bottleneck", 2: "depthwise"}
 
 
-def check_options(meta: dict[str, Any]) -> None:
+def check_options(case: Case) -> None:
     """Stop at anything that the case asks for and that would otherwise be passed over."""
-    for section, known in KNOWN_OPTIONS.items():
-        options = meta.get(section, {}) if section else meta
-        unknown = {option for option in options if not option.endswith(("note", "notes"))} - set(known.split())
-        assert not unknown, f"unknown options in {section or 'meta.json'}: {sorted(unknown)}"
-    fixed, config = meta["fixed"], meta["config"]
+    case.check_keys(KNOWN_OPTIONS)
+    fixed, config = case.meta["fixed"], case.meta["config"]
     assert abs(fixed["logit_scale"] - LOGIT_SCALE) < 1e-5
     assert fixed.get("readout", "project") == "project"
     assert (fixed.get("use_bn", True), fixed.get("align_corners", True)) == (True, True)
     assert (fixed.get("vit_layer_norm_eps", 1e-6), fixed.get("vit_mlp_ratio", 4)) == (1e-6, 4)
     assert config.get("activation", "lrelu") in ("lrelu", "tanh")
-    assert set(config.get("ms") or {}) <= {"image_size", "base_size", "crop_size", "scales"}
 
 
 def build(case: Case) -> LSeg:
@@ -94,38 +93,54 @@ def unnormalized(module: LSeg, images: Tensor) -> Tensor:
 
 
 def embed_text(case: Case, module: LSeg, suffix: str = "") -> tuple[Tensor, dict[str, Tensor]]:
-    """Texts ``(K, D)``, or ``(B, 2, D)`` where each image is asked for a class of its own, and what is compared."""
-    io, name = case.io, f"text_features{suffix}"
+    """Texts `(K, D)`, or `(B, 2, D)` where each image is asked for a class of its own, and what is compared."""
+    recorded, features = case.io[f"token_ids{suffix}"], f"text_features{suffix}"
+    texts, out = case.io[features], {}
     if case.meta.get("text_tower", True):
-        tokens = io[f"token_ids{suffix}"]
-        encoded = module.clip.encode_text(tokens.long().flatten(0, -2))
-        out = {name: encoded.unflatten(0, tokens.shape[:-1])}
-        text = out[name]
-    else:
-        out, text = {}, io[name]
-    names = case.meta["config"]["runtime_labels" if suffix else "class_names"]
-    labels = module.clip._tokenizer(list(names))
-    if io[f"token_ids{suffix}"].shape == labels.shape:
-        out[f"token_ids{suffix}"] = labels
-    class_info = case.meta["config"].get("class_info")
-    if class_info is not None:
-        if text.ndim == 3:  # one pair for each class, or already one for each image
-            pairs = text if len(text) == len(class_info) and len(text) != len(names) else text[list(class_info)]
-        elif len(text) == len(names) + 1:  # "others" first
-            pairs = torch.stack([torch.stack([text[0], text[1 + index]]) for index in class_info])
-        else:
-            assert len(text) == 2 * len(names), f"unknown layout of text features: {tuple(text.shape)}"
-            pairs = text.unflatten(0, (-1, 2))[list(class_info)]
-        text = pairs
-        tokenized = [module.clip._tokenizer(["others", names[index]]) for index in class_info]
-        if io[f"token_ids{suffix}"].shape == (len(class_info), 2, 77):
-            out[f"token_ids{suffix}"] = torch.stack(tokenized)
-    return text.detach(), out
+        texts = module.clip.encode_text(recorded.long().flatten(0, -2)).view_as(texts)
+        out[features] = texts
+    config = case.meta["config"]
+    names, asked = config["runtime_labels" if suffix else "class_names"], config.get("class_info")
+    # What the texts may stand for, one list of labels each; with episodes "others" is one of two labels of each class.
+    layouts = {"labels": names}
+    if asked is not None:
+        pairs = [["others", name] if isinstance(name, str) else list(name) for name in names]
+        layouts = {
+            "pair of each class": list(chain(*pairs)),
+            "pair of each image": list(chain(*(pairs[index] for index in asked))),
+            "others first": [pairs[0][0], *(name for _, name in pairs)],
+            "labels": [name for _, name in pairs],
+        }
+    tokens = {layout: module.clip._tokenizer(list(labels)) for layout, labels in layouts.items()}
+    layout = next((each for each, ids in tokens.items() if torch.equal(ids, recorded.flatten(0, -2).long())), None)
+    assert layout is not None, f"{case}: token_ids{suffix} are those of none of {', '.join(layouts)}"
+    out[f"token_ids{suffix}"] = tokens[layout].view_as(recorded)
+    if asked is None:
+        return texts.detach(), out
+    texts = texts.flatten(0, -2).detach()
+    if layout == "labels":  # the tokens do not tell, the number of texts does
+        numbers = {len(labels): each for each, labels in reversed(layouts.items())}
+        layout = numbers.get(len(texts), layout)
+    if layout == "others first":
+        return torch.stack([texts[:1].expand(len(asked), -1), texts[1:][asked]], dim=1), out
+    assert layout != "labels", f"{case}: {len(texts)} texts hold no pair for each class or image"
+    texts = texts.unflatten(0, (-1, 2))
+    return texts[asked] if layout == "pair of each class" else texts, out
+
+
+def class_logits(case: Case, module: LSeg, images: Tensor, text: Tensor) -> Tensor:
+    """Logits at the size of the images, or at the network's own where the case was recorded so.
+
+    The official network drops the rest of an image that is no multiple of its patch; ours is given it padded.
+    """
+    if case.io["logits"].shape[-2:] == images.shape[-2:]:
+        return module.class_logits(images, text)
+    return module.network(module.normalize(images), text)
 
 
 def compute(case: Case) -> dict[str, Tensor]:
     meta, io = case.meta, case.io
-    check_options(meta)
+    check_options(case)
     config = meta["config"]
     module = build(case).eval()
     network, encoder = module.network, module.network.encoder
@@ -142,16 +157,14 @@ def compute(case: Case) -> dict[str, Tensor]:
         out |= {f"layer.{i}": level for i, level in enumerate(levels, start=1)}
         out |= {f"path.{i}": path for i, path in enumerate(paths, start=1)}
         out |= {"image_features": features, "pixel_logits": network.match(features, text)}
-        if "image_features" in io:
-            out["image_features"] = features[:, :: features.shape[1] // io["image_features"].shape[1]]
         if "logits_half" in io:
             network.matching = "float16"
-            out["logits_half"] = module.class_logits(images, text)
+            out["logits_half"] = class_logits(case, module, images, text)
             network.matching = "float32"
         if "logits_runtime" in io:
             runtime, compared = embed_text(case, module, "_runtime")
-            out |= compared | {"logits_runtime": module.class_logits(images, runtime)}
-    logits = module.class_logits(images, text)
+            out |= compared | {"logits_runtime": class_logits(case, module, images, runtime)}
+    logits = class_logits(case, module, images, text)
     loss = loss_of(logits, io["gt"], config)
     loss.backward()
     out |= {"logits": logits, "pred": logits.argmax(1), "loss.ce": loss}
@@ -165,7 +178,7 @@ def compute(case: Case) -> dict[str, Tensor]:
     with torch.no_grad():
         state = {key: value.clone() for key, value in network.state_dict().items()}
         module.train()
-        out["loss_train_mode.ce"] = loss_of(module.class_logits(images, text), io["gt"], config)
+        out["loss_train_mode.ce"] = loss_of(class_logits(case, module, images, text), io["gt"], config)
         network.load_state_dict(state)
         module.eval()
         if config.get("ms"):

@@ -2,39 +2,79 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import FrozenCLIP, TextClassifier, TextEmbeddings, build_network, vit
-from ovsl.inference import DensePrediction, SlidingWindow, average_windows, resize
+from ovsl.inference import DensePrediction, average_windows, resize
 from ovsl.layers.similarity import cosine_scores
 from tests.golden.harness import Case
+from tests.golden.windows import RectangularWindow
 
 INPUTS = ["image", "slide_image", "class_embeddings"]  # the last only where the case has no text tower
 NOT_COMPUTED: dict[str, str] = {}
 
+KNOWN_KEYS = {
+    "": """method weights_naming open_clip_config seed class_names use_templates pretrained_tag templates norm_mean
+        norm_std temperature layer_norm_eps activation dtype slide label_margin tolerance text_tower weights_dtype
+        tensors_io tensors_weights""",
+    "open_clip_config": "embed_dim vision_cfg text_cfg quick_gelu",
+    "open_clip_config.vision_cfg": "image_size layers width head_width patch_size mlp_ratio",
+    "open_clip_config.text_cfg": "context_length vocab_size width heads layers",
+    "slide": "crop stride original_shape",
+}
+
+
+def build(case: Case) -> FrozenCLIP:
+    """The CLIP of a case, with its weights; random in the text tower where the case has none."""
+    meta = case.meta
+    activation = meta["activation"]
+    assert activation.startswith(("gelu (exact", "quick_gelu")), f"{case}: unknown activation {activation!r}"
+    quick_gelu = activation.startswith("quick_gelu")
+    assert meta["open_clip_config"].get("quick_gelu", quick_gelu) == quick_gelu
+    assert meta["dtype"] == "float32"
+    network = build_network(meta["open_clip_config"] | {"quick_gelu": quick_gelu})
+    for part in network.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = meta["layer_norm_eps"]
+    missing, unexpected = network.load_state_dict(case.weights, strict=False)
+    assert not unexpected
+    assert not any(name.startswith("visual.") for name in missing), missing
+    assert not (has_text_tower(case) and set(missing) - {"attn_mask"}), missing
+    return FrozenCLIP(network, "golden", mean=meta["norm_mean"], std=meta["norm_std"]).eval()
+
+
+def has_text_tower(case: Case) -> bool:
+    present = any(name.startswith("transformer.") for name in case.weights)
+    assert present == case.meta.get("text_tower", True)
+    return present
+
+
+def templates_of(meta: dict[str, Any]) -> tuple[str, ...]:
+    """The recorded templates; without any those of the official code, which depend on where the weights are from."""
+    if meta["templates"]:
+        return tuple(meta["templates"])
+    assert not meta["use_templates"], "which templates?"
+    return ("a photo of a {}", "a photo of an {}") if "laion" in meta["pretrained_tag"] else ("a {}",)
+
 
 def compute(case: Case) -> dict[str, Tensor]:
     meta, io = case.meta, case.io
-    assert meta["activation"].startswith("gelu (exact"), "only exact GELU cases are known"
-    network = build_network(meta["open_clip_config"])
-    weights = case.weights
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    has_text = any(name.startswith("transformer.") for name in weights)
-    assert not unexpected
-    assert all(not name.startswith("visual.") for name in missing)
-    assert not (has_text and set(missing) - {"attn_mask"}), missing
-    clip = FrozenCLIP(network, "golden", mean=meta["norm_mean"], std=meta["norm_std"]).eval()
+    case.check_keys(KNOWN_KEYS)
+    clip = build(case)
     visual = clip.visual
     out: dict[str, Tensor] = {}
     with torch.no_grad():
-        if has_text:
-            prompts = [template.format(name) for name in meta["class_names"] for template in meta["templates"]]
+        if has_text_tower(case):
+            templates = templates_of(meta)
+            prompts = [template.format(name) for name in meta["class_names"] for template in templates]
             tokens = clip.tokenize(prompts)
             raw = clip.encode_text(tokens)
             classifier = TextClassifier(clip)
-            classifier.templates = tuple(meta["templates"])
+            classifier.templates = templates
             names = tuple((name,) for name in meta["class_names"])
             text = classifier._embed(names).vectors
             out |= {"tokens": tokens, "prompt_embeds": raw, "class_embeddings": text}
@@ -71,8 +111,7 @@ def compute(case: Case) -> dict[str, Tensor]:
             return DensePrediction((temperature * cosine).softmax(1))
 
         slide, slide_image = meta["slide"], io["slide_image"]
-        (crop, _), (stride, _) = slide["crop"], slide["stride"]
-        inference = SlidingWindow(crop, stride)
+        inference = RectangularWindow(slide["crop"], slide["stride"])
         size, original = (slide_image.shape[2], slide_image.shape[3]), tuple(slide["original_shape"])
         windows = inference.windows(*size)
         crops = torch.cat([slide_image[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])

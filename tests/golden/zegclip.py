@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ovsl.clip import CLIPSettings, TextEmbeddings
-from ovsl.inference import Inference, SlidingWindow, WholeImage, average_windows, resize
+from ovsl.inference import Inference, WholeImage, average_windows, resize
+from ovsl.losses import pixel_accuracy
 from ovsl.methods import ZegCLIP
 from ovsl.methods.zegclip import official
-from ovsl.methods.zegclip.module import pixel_accuracy
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
+from tests.golden.windows import RectangularWindow
 
 INPUTS = ["img", "test.img", "train.gt", "text.tokens", "text.embedding"]  # the last where the case has no text tower
 NOT_COMPUTED: dict[str, str] = {}
@@ -31,12 +30,10 @@ KNOWN_OPTIONS = {
 }
 
 
-def check_options(meta: dict[str, Any]) -> None:
+def check_options(case: Case) -> None:
     """Stop at anything that the case asks for and that would otherwise be passed over."""
-    for section, known in KNOWN_OPTIONS.items():
-        options = (meta.get(section) or {}) if section else meta
-        unknown = {option for option in options if not option.endswith(("note", "notes"))} - set(known.split())
-        assert not unknown, f"unknown options in {section or 'meta.json'}: {sorted(unknown)}"
+    case.check_keys(KNOWN_OPTIONS)
+    meta = case.meta
     backbone, head, loss = meta["backbone"], meta["decode_head"], meta["loss"]
     assert "ViT" in backbone["type"] or "VisionTransformer" in backbone["type"], backbone["type"]
     assert backbone.get("prompt_dim") in (None, backbone["width"])
@@ -146,7 +143,7 @@ def embed_text(case: Case, module: ZegCLIP) -> tuple[TextEmbeddings, dict[str, T
 
 def compute(case: Case) -> dict[str, Tensor]:
     meta, io = case.meta, case.io
-    check_options(meta)
+    check_options(case)
     module = build(case).eval()
     encoder, decoder, visual = module.network.encoder, module.network.decoder, module.clip.visual
     with torch.no_grad():
@@ -206,9 +203,7 @@ def compute_test(case: Case, module: ZegCLIP, text: TextEmbeddings) -> dict[str,
     inference: Inference = WholeImage()
     windows = [(0, 0, *size)]
     if test["mode"] == "slide":
-        (crop, crop_width), (stride, stride_width) = test["crop_size"], test["stride"]
-        assert (crop, stride) == (crop_width, stride_width)
-        inference = SlidingWindow(crop, stride)
+        inference = RectangularWindow(test["crop_size"], test["stride"])
         windows = inference.windows(*size)
     predictions = [module(image[..., y1:y2, x1:x2], text) for y1, x1, y2, x2 in windows]
     scores = average_windows(predictions, windows, size)

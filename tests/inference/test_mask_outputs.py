@@ -4,9 +4,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.inference import MaskPrediction
-from ovsl.inference.ensemble import geometric_ensemble
 from ovsl.inference.instance import instances
 from ovsl.inference.panoptic import panoptic_maps
+from ovsl.methods.fc_clip.ensemble import geometric_ensemble
 
 THINGS = (True, False, True, False, False)
 

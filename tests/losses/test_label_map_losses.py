@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ovsl.losses.dice import count_masks, dice_loss, mask_areas
-from ovsl.losses.focal import sigmoid_focal_loss
+from ovsl.losses import count_masks, dice_loss, mask_areas, sigmoid_focal_loss
 
 CLASSES = 4
 

@@ -34,7 +34,7 @@ def pairs_one_image_at_a_time(class_logits, mask_logits, labels, masks, points, 
 
 def test_batched_matching_equals_one_image_at_a_time(batch):
     class_logits, mask_logits, labels, masks = batch
-    targets = MaskTargets.from_images(labels, masks)
+    targets = MaskTargets(torch.cat(labels), torch.cat(masks), tuple(map(len, labels)))
     points = torch.rand(3, 40, 2, generator=torch.Generator().manual_seed(1))
     matches = HungarianMatcher(num_points=40)(class_logits, mask_logits, targets, ReplayedDraws([points]))
     first = 0
@@ -51,7 +51,7 @@ def test_batched_matching_equals_one_image_at_a_time(batch):
 
 def test_losses_are_those_of_each_level_and_repeat_with_a_seed(batch):
     class_logits, mask_logits, labels, masks = batch
-    targets = MaskTargets.from_images(labels, masks)
+    targets = MaskTargets(torch.cat(labels), torch.cat(masks), tuple(map(len, labels)))
     criterion = MaskSetCriterion(HungarianMatcher(num_points=40), num_points=40)
     levels = [(class_logits * scale, mask_logits * scale) for scale in (0.5, 2.0, 1.0)]
 
@@ -76,7 +76,7 @@ def test_perfect_predictions_cost_nothing_and_wrong_classes_do():
     torch.manual_seed(0)
     # Uniform points: the uncertain ones lie on the border, where a sampled target is soft and no logit can be right.
     criterion = MaskSetCriterion(HungarianMatcher(num_points=200), num_points=2000, importance_sample_ratio=0.0)
-    targets = MaskTargets.from_images([labels], [grid])
+    targets = MaskTargets(labels, grid, (len(labels),))
     losses = criterion([(class_logits, mask_logits)], targets)
     assert losses["loss_ce"] < 1e-6
     assert losses["loss_dice"] < 0.3

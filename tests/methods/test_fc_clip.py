@@ -10,7 +10,7 @@ from ovsl.errors import InputError
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
-from ovsl.methods.fc_clip.official import CLIP_PREFIX, our_name, rename, settings
+from ovsl.methods.fc_clip.official import CLIP_PREFIX, rename, settings
 from ovsl.methods.fc_clip.official import convert as convert_official
 from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
@@ -264,7 +264,8 @@ def official_state(module: FCCLIP) -> dict[str, torch.Tensor]:
                 candidates += [f"{prefix}.norm.{kind}"] if name else []
             candidates += [f"{predictor}.transformer_ffn_layers.{i}.{p}.{kind}" for p in ("linear1", "linear2", "norm")]
     candidates += [f"{pixel}.adapter_1.weight", f"{pixel}.layer_1.weight"]
-    state = {key: network[name].clone() for key in candidates if (name := our_name(key)) is not None}
+    ours = rename({key: torch.empty(0) for key in candidates})
+    state = {key: network[name.removeprefix("network.")].clone() for key, name in zip(candidates, ours, strict=True)}
     assert len(state) == len(candidates) == len(network)
     state |= {f"backbone.clip_model.{key}": value.clone() for key, value in module.clip.model.state_dict().items()}
     return state | {"criterion.empty_weight": torch.tensor([1.0, 0.1])}

@@ -11,8 +11,8 @@ from ovsl.errors import InputError
 from ovsl.inference import DensePrediction
 from ovsl.methods import LSeg
 from ovsl.methods.lseg import official
-from ovsl.methods.lseg.inference import MultiScaleSum
 from ovsl.methods.lseg.module import sample_classes
+from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.methods.lseg.network import SpatialRegularizer
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import SHIPPED

@@ -9,7 +9,7 @@ from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import WholeImage
 from ovsl.methods.san import SAN, SideAdapterSettings
-from ovsl.methods.san.official import RULES, convert, rename, settings
+from ovsl.methods.san.official import DROPPED, NAMES, convert, settings
 from ovsl.methods.san.recognition import recognize, recognize_literally
 from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
@@ -235,11 +235,9 @@ def test_released_files_map_onto_the_published_models(name, count):
         module = SAN(CLIPSettings(name, quick_gelu=True), PUBLISHED[name])
         official = official_names(module)
     assert len(official) == count
-    assert {key: value.shape for key, value in rename(official).items()} == {
-        key: value.shape for key, value in module.named_parameters()
-    }
-    used = {old for old, _ in RULES for key in official if re.fullmatch(old, key)}
-    assert used == {old for old, _ in RULES}
+    convert(official, module)  # every name and shape fits
+    patterns = {*DROPPED, *(old for old, _ in NAMES)}
+    assert {old for old in patterns for key in official if re.fullmatch(old, key)} == patterns
 
 
 def test_convert_compares_the_frozen_clip_with_a_pretrained_one(module):

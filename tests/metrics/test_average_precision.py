@@ -1,15 +1,21 @@
+import contextlib
 import time
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from ovsl.errors import InputError
-from ovsl.metrics.average_precision import AREAS, THRESHOLDS, MaskAveragePrecision
+from ovsl.metrics.average_precision import AREAS, THRESHOLDS, MaskAveragePrecision, match_detections
 
-CLASSES = 3
+CLASSES = 4
+SEEN = (True, False, True, True)
 Image = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -23,10 +29,10 @@ def boxes(generator: np.random.Generator, count: int, size: int, largest: int) -
 
 
 def image(seed: int, size: int = 180) -> Image:
-    """True boxes, shifted copies of some of them, and some inventions."""
+    """True boxes, shifted copies of some of them, and some inventions; the last class has no truth."""
     generator = np.random.default_rng(seed)
     count = int(generator.integers(0, 8))
-    truths, labels = boxes(generator, count, size, 160), generator.integers(0, CLASSES, count)
+    truths, labels = boxes(generator, count, size, 160), generator.integers(0, CLASSES - 1, count)
     shifted = [np.roll(t, generator.integers(-3, 4, 2), (0, 1)) for t in truths for _ in range(2)]
     found = np.concatenate([np.array(shifted, dtype=bool).reshape(-1, size, size), boxes(generator, 4, size, 60)])
     guesses = np.concatenate([labels.repeat(2), generator.integers(0, CLASSES, 4)])
@@ -37,73 +43,119 @@ def image(seed: int, size: int = 180) -> Image:
     return tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[return-value]
 
 
-def reference(images: list[Image], max_detections: int = 100) -> dict[str, np.ndarray]:
-    """The rules of the COCO API, detection by detection: AP of each class, threshold and area range."""
-    result = {suffix: np.full((CLASSES, len(THRESHOLDS)), np.nan) for suffix in AREAS}
-    for suffix, (low, high) in AREAS.items():
-        for label in range(CLASSES):
-            for number, threshold in enumerate(THRESHOLDS):
-                scored, total = [], 0
-                for scores, labels, masks, target_labels, target_masks, crowds in images:
-                    mine = [(float(s), m.numpy()) for s, c, m in zip(scores, labels, masks, strict=True) if c == label]
-                    mine = sorted(mine, key=lambda pair: -pair[0])[:max_detections]
-                    truths = []
-                    for target, mask, crowd in zip(target_labels, target_masks, crowds, strict=True):
-                        if target == label:
-                            area = int(mask.sum())
-                            truths.append((mask.numpy(), bool(crowd), bool(crowd) or not low <= area <= high))
-                    truths.sort(key=lambda truth: truth[2])
-                    total += sum(not ignored for *_, ignored in truths)
-                    taken = [False] * len(truths)
-                    for score, mask in mine:
-                        best, chosen = min(threshold, 1 - 1e-10), -1
-                        for j, (truth, crowd, ignored) in enumerate(truths):
-                            if taken[j] and not crowd:
-                                continue
-                            if chosen > -1 and not truths[chosen][2] and ignored:
-                                break
-                            common = (mask & truth).sum()
-                            iou = common / (mask.sum() if crowd else mask.sum() + truth.sum() - common)
-                            if iou >= best:
-                                best, chosen = iou, j
-                        if chosen > -1:
-                            taken[chosen] = True
-                            if not truths[chosen][2]:
-                                scored.append((score, True))
-                        elif low <= mask.sum() <= high:
-                            scored.append((score, False))
-                if not total:
-                    continue
-                scored.sort(key=lambda pair: -pair[0])
-                right = np.cumsum([hit for _, hit in scored])
-                precision = right / np.arange(1, len(scored) + 1)
-                precision = np.maximum.accumulate(precision[::-1])[::-1]
-                places = np.searchsorted(right / total, np.linspace(0, 1, 101))
-                result[suffix][label, number] = np.append(precision, 0)[np.minimum(places, len(scored))].mean()
-    return result
+def crowded(seed: int, detections: int = 130) -> Image:
+    """An image with more detections of one class than count, only some of them on a true mask."""
+    generator = np.random.default_rng(seed)
+    truths = boxes(generator, 40, 180, 30)
+    found = np.concatenate([np.roll(truths, 1, 1), boxes(generator, detections - 40, 180, 30)])
+    scores, labels = generator.random(detections), np.zeros(detections, dtype=np.int64)
+    arrays = (scores, labels, found, np.zeros(40, dtype=np.int64), truths, np.zeros(40, dtype=bool))
+    return tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[return-value]
 
 
-def measure(images: list[Image], **settings: object) -> dict[str, Tensor]:
-    metric = MaskAveragePrecision(CLASSES, (True, False, True), **settings)
+def without_truth(entry: Image) -> Image:
+    scores, labels, masks, *truth = entry
+    return scores, labels, masks, *(values[:0] for values in truth)  # type: ignore[return-value]
+
+
+def without_detections(entry: Image) -> Image:
+    scores, labels, masks, *truth = entry
+    return scores[:0], labels[:0], masks[:0], *truth  # type: ignore[return-value]
+
+
+def random_images(start: int) -> list[Image]:
+    images = [image(start + number) for number in range(20)]
+    empty = without_detections(without_truth(images[0]))
+    return [*images, without_truth(image(start + 20)), without_detections(image(start + 21)), empty, crowded(start)]
+
+
+def rle(mask: Tensor) -> dict[str, Any]:
+    return coco_mask.encode(np.asfortranarray(mask.numpy().astype(np.uint8)))
+
+
+def reference(images: list[Image], max_detections: int = 100, classes: int = CLASSES) -> np.ndarray:
+    """AP by `pycocotools`: each threshold, class and area range (in the order of `AREAS`), NaN without truth."""
+    truth, found = COCO(), []
+    truth.dataset = {
+        "info": {},
+        "images": [
+            {"id": number, "height": entry[2].shape[1], "width": entry[2].shape[2]}
+            for number, entry in enumerate(images)
+        ],
+        "categories": [{"id": label} for label in range(classes)],
+        "annotations": [],
+    }
+    for number, (scores, labels, masks, target_labels, target_masks, crowds) in enumerate(images):
+        for score, label, mask in zip(scores.tolist(), labels.tolist(), masks, strict=True):
+            entry = {"image_id": number, "category_id": label}
+            found.append(entry | {"segmentation": rle(mask), "score": score})
+        for label, mask, crowd in zip(target_labels.tolist(), target_masks, crowds.tolist(), strict=True):
+            entry = {"image_id": number, "category_id": label, "id": len(truth.dataset["annotations"]) + 1}
+            sizes = {"segmentation": rle(mask), "area": int(mask.sum()), "iscrowd": int(crowd)}
+            truth.dataset["annotations"].append(entry | sizes)
+    with contextlib.redirect_stdout(None):
+        truth.createIndex()
+        evaluation = COCOeval(truth, truth.loadRes(found), "segm")
+        evaluation.params.maxDets = [max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    precision = evaluation.eval["precision"][..., 0]
+    return np.where(precision < 0, np.nan, precision).mean(1)
+
+
+def measure(images: list[Image], **settings: Any) -> dict[str, Tensor]:
+    metric = MaskAveragePrecision(CLASSES, SEEN, **settings)
     for entry in images:
         metric.update(*entry)
     return metric.compute()
 
 
-@pytest.mark.parametrize("start", [0, 40])
+@pytest.mark.parametrize("start", [0, 100, 200])
 @pytest.mark.parametrize("max_detections", [100, 2])
-def test_equals_the_rules_detection_by_detection(start: int, max_detections: int) -> None:
-    images = [image(start + i) for i in range(20)]
+def test_equals_pycocotools(start: int, max_detections: int) -> None:
+    images = random_images(start)
     values, expected = measure(images, max_detections=max_detections), reference(images, max_detections)
-    for suffix, precision in expected.items():
-        assert not np.isnan(precision).all()
-        assert values[f"AP{suffix}"].item() == pytest.approx(np.nanmean(precision), abs=1e-9)
-    np.testing.assert_allclose(values["ap"].numpy(), expected[""].mean(1), atol=1e-9)
-    assert values["AP50"].item() == pytest.approx(np.nanmean(expected[""][:, 0]), abs=1e-9)
-    assert values["AP75"].item() == pytest.approx(np.nanmean(expected[""][:, 5]), abs=1e-9)
-    first, second = values["ap"][[0, 2]].mean().item(), values["ap"][1].item()
+    assert np.isnan(expected[:, -1]).all(), "a class without truth"
+    for area, suffix in enumerate(AREAS):
+        assert values[f"AP{suffix}"].item() == pytest.approx(np.nanmean(expected[..., area]), abs=1e-9)
+    per_class = expected[..., 0].mean(0)
+    np.testing.assert_allclose(values["ap"].numpy(), per_class, atol=1e-9)
+    assert values["AP50"].item() == pytest.approx(np.nanmean(expected[0, :, 0]), abs=1e-9)
+    assert values["AP75"].item() == pytest.approx(np.nanmean(expected[5, :, 0]), abs=1e-9)
+    first, second = np.nanmean(per_class[list(SEEN)]), np.nanmean(per_class[~np.array(SEEN)])
     assert values["hAP"].item() == pytest.approx(2 * first * second / (first + second))
-    assert 0.05 < values["AP"] < 0.95
+    assert 0.02 < values["AP"] < 0.95
+
+
+def strip(length: int, width: int = 100) -> Tensor:
+    mask = torch.zeros(1, width, dtype=torch.bool)
+    mask[0, :length] = True
+    return mask
+
+
+@pytest.mark.parametrize("length", range(50, 101, 5))
+def test_an_overlap_of_exactly_the_threshold_is_a_match_where_it_is_one_in_pycocotools(length: int) -> None:
+    none = torch.zeros(1, dtype=torch.int64)
+    images = [(torch.ones(1), none, strip(length)[None], none, strip(100)[None], none.bool())]
+    assert measure(images)["AP"].item() == pytest.approx(np.nanmean(reference(images)[..., 0]), abs=1e-12)
+
+
+def test_an_overlap_just_below_the_threshold_is_no_match() -> None:
+    crowd = torch.zeros(1, dtype=torch.bool)
+    overlaps = torch.tensor([[np.nextafter(threshold, 0)] for threshold in THRESHOLDS])
+    for number, overlap in enumerate(overlaps):
+        claimed, _ = match_detections(overlap[None], crowd, crowd)
+        assert claimed[0].tolist() == [other < number for other in range(len(THRESHOLDS))]
+
+
+@pytest.mark.parametrize("truths", [10, 20, 50, 100])
+def test_recalls_on_a_sampling_point_are_read_as_in_pycocotools(truths: int) -> None:
+    """7 of 10 is a recall of 0.7, which does not reach the point 0.7000000000000001 of `numpy.linspace`."""
+    rows = torch.eye(truths, dtype=torch.bool)[:, None]
+    none = torch.zeros(truths, dtype=torch.int64)
+    for found in range(1, truths):
+        images = [(torch.linspace(1, 0.5, found), none[:found], rows[:found], none, rows, none.bool())]
+        assert measure(images)["AP"].item() == pytest.approx(np.nanmean(reference(images)[..., 0]), abs=1e-12)
 
 
 def test_the_order_of_images_does_not_matter_even_with_equal_scores() -> None:

@@ -13,9 +13,8 @@ from ovsl.clip import TextEmbeddings
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.layers.backbone import Backbone
-from ovsl.layers.image_normalization import ImageNormalization
-from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
+from ovsl.layers import Backbone, ImageNormalization
+from ovsl.losses import Average, pixel_cross_entropy
 from ovsl.methods.base import CLIPSettings, Losses
 from ovsl.methods.clip_lightweight.network import (
     Bridge,

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.errors import InputError
-from ovsl.layers.attention import MultiHeadAttention
-from ovsl.layers.attention_pool import DenseAttentionPool
-from ovsl.layers.backbone import Backbone
-from ovsl.layers.context_decoder import ContextDecoder
-from ovsl.layers.score_map import score_map
-from ovsl.layers.semantic_fpn import FeaturePyramid, SemanticFPNHead
+from ovsl.layers import (
+    Backbone,
+    ContextDecoder,
+    DenseAttentionPool,
+    FeaturePyramid,
+    MultiHeadAttention,
+    SemanticFPNHead,
+    score_map,
+)
 
 Bridge = Literal["both", "v2t", "t2v", "none"]
 

@@ -14,10 +14,8 @@ from ovsl.clip import FrozenCLIP, TextEmbeddings, TextEncoder
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.layers.backbone import Backbone
-from ovsl.layers.context_decoder import ContextDecoder
-from ovsl.layers.image_normalization import ImageNormalization
-from ovsl.losses.cross_entropy import Average, pixel_cross_entropy
+from ovsl.layers import Backbone, ContextDecoder, ImageNormalization
+from ovsl.losses import Average, pixel_accuracy, pixel_cross_entropy
 from ovsl.methods.base import CLIPSettings, Losses
 from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.denseclip.network import (
@@ -282,7 +280,7 @@ class DenseCLIP(ClosedSetModule):
             scores = resize(output.score_map / self.temperature, size)
             loss = pixel_cross_entropy(scores, labels, ignore_index, self.average)
             losses["score_map"] = self.score_weight * loss
-        return Losses(losses, {"pixel_accuracy": pixel_accuracy(logits, labels)})
+        return Losses(losses, {"pixel_accuracy": pixel_accuracy(logits, labels, ignore_index)})
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Published groups: the image encoder at a tenth of the rate; the context decoder's layer norms undecayed.
@@ -299,13 +297,3 @@ class DenseCLIP(ClosedSetModule):
         if groups["norm"]:
             yield {"params": groups["norm"], "weight_decay": 0.0, "name": "norm"}
         yield {"params": groups["rest"], "name": "rest"}
-
-
-def pixel_accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of pixels whose best class is right, in percent; ignored pixels count as wrong, as in the published logs.
-
-    Args:
-        logits: ``(B, C, H, W)``.
-        labels: int64 ``(B, H, W)``.
-    """
-    return 100 * (logits.argmax(dim=1) == labels).float().mean()

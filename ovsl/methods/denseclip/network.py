@@ -13,11 +13,7 @@ from torch import Tensor, nn
 
 from ovsl.clip.convolutional import stage_channels, stage_features
 from ovsl.clip.vit import attend, interpolate_positions
-from ovsl.layers.attention_pool import DenseAttentionPool
-from ovsl.layers.backbone import Backbone
-from ovsl.layers.context_decoder import ContextDecoder
-from ovsl.layers.score_map import score_map
-from ovsl.layers.semantic_fpn import FeaturePyramid, SemanticFPNHead
+from ovsl.layers import Backbone, ContextDecoder, DenseAttentionPool, FeaturePyramid, SemanticFPNHead, score_map
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import MaskPrediction, resize
-from ovsl.inference.ensemble import geometric_ensemble
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
 from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
+from ovsl.methods.fc_clip.ensemble import geometric_ensemble
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
 from ovsl.metrics import AbsentClasses

@@ -15,11 +15,10 @@ from ovsl.clip import TextClassifier, TextEmbeddings, TextEncoder
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction
-from ovsl.layers import pad_to_multiple
-from ovsl.layers.image_normalization import ImageNormalization
-from ovsl.losses.cross_entropy import pixel_cross_entropy
+from ovsl.layers import ImageNormalization, pad_to_multiple
+from ovsl.losses import pixel_cross_entropy
 from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
-from ovsl.methods.lseg.inference import MultiScaleSum
+from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.methods.lseg.network import LSegNetwork, Matching, ResNetPyramid, SpatialRegularizer, ViTPyramid
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.vocabulary import Vocabulary

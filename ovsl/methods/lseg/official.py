@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +9,22 @@ from torch import Tensor
 
 from ovsl.errors import InputError
 from ovsl.methods.lseg.module import LSeg
-from ovsl.methods.release import load_release, rename_by_rules
+from ovsl.methods.release import fillable, load_release, rename_by_rules
 
-# Official pattern on the left, ours on the right; the first that matches names the tensor. Levels count from 1 there.
+# Levels count from 1 there.
 NAMES = (
     (r"pretrained\.model\.(.*)", r"network.encoder.vit.\1"),
-    (r"pretrained\.act_postprocess(\d)\.0\.project\.0\.(.*)", r"network.encoder.readout.{\1}.0.\2"),
-    (r"pretrained\.act_postprocess(\d)\.3\.(.*)", r"network.encoder.reassemble.{\1}.0.\2"),
-    (r"pretrained\.act_postprocess(\d)\.4\.(.*)", r"network.encoder.reassemble.{\1}.1.\2"),
+    (r"pretrained\.act_postprocess(\d)\.0\.project\.0\.(.*)", r"network.encoder.readout.{\1-1}.0.\2"),
+    (r"pretrained\.act_postprocess(\d)\.3\.(.*)", r"network.encoder.reassemble.{\1-1}.0.\2"),
+    (r"pretrained\.act_postprocess(\d)\.4\.(.*)", r"network.encoder.reassemble.{\1-1}.1.\2"),
     (r"pretrained\.layer1\.0\.(.*)", r"network.encoder.resnet.conv1.\1"),
     (r"pretrained\.layer1\.1\.(.*)", r"network.encoder.resnet.bn1.\1"),
     (r"pretrained\.layer1\.4\.(.*)", r"network.encoder.resnet.layer1.\1"),
     (r"pretrained\.layer([234])\.(.*)", r"network.encoder.resnet.layer\1.\2"),
-    (r"scratch\.layer(\d)_rn\.(.*)", r"network.decoder.lateral.{\1}.\2"),
-    (r"scratch\.refinenet(\d)\.out_conv\.(.*)", r"network.decoder.fusion.{\1}.output.\2"),
-    (r"scratch\.refinenet(\d)\.resConfUnit1\.(.*)", r"network.decoder.fusion.{\1}.skip.\2"),
-    (r"scratch\.refinenet(\d)\.resConfUnit2\.(.*)", r"network.decoder.fusion.{\1}.refine.\2"),
+    (r"scratch\.layer(\d)_rn\.(.*)", r"network.decoder.lateral.{\1-1}.\2"),
+    (r"scratch\.refinenet(\d)\.out_conv\.(.*)", r"network.decoder.fusion.{\1-1}.output.\2"),
+    (r"scratch\.refinenet(\d)\.resConfUnit1\.(.*)", r"network.decoder.fusion.{\1-1}.skip.\2"),
+    (r"scratch\.refinenet(\d)\.resConfUnit2\.(.*)", r"network.decoder.fusion.{\1-1}.refine.\2"),
     (r"scratch\.head1\.(.*)", r"network.head.\1"),
     (r"scratch\.head_block\.depthwise\.depthwise\.(.*)", r"network.regularizer.depthwise.\1"),
     (r"clip_pretrained\.(.*)", r"clip.model.\1"),
@@ -42,53 +41,22 @@ DROPPED = (
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring an official state dict to the names of :class:`LSeg`; half precision becomes float32.
-
-    Args:
-        state_dict: The official ``state_dict``.
+    """Bring an official state dict to the names of `LSeg`; half precision becomes float32.
 
     Raises:
         InputError: A name that no rule knows.
     """
     own_names = {name.removeprefix("net."): tensor for name, tensor in state_dict.items()}
-    return rename_by_rules("LSeg", own_names, NAMES, DROPPED, _count_levels_from_zero)
-
-
-def _count_levels_from_zero(name: str) -> str:
-    return re.sub(r"\{(\d)\}", lambda level: str(int(level[1]) - 1), name)
-
-
-def convert(state_dict: Mapping[str, Tensor], module: LSeg) -> None:
-    """Load an official state dict into a freshly built module.
-
-    The release holds the whole CLIP in half precision. Its text tower has to be that of the CLIP that the module stands
-    on; where that one is random it is loaded.
-
-    Args:
-        state_dict: The official ``state_dict``.
-        module: The module, built with the settings of the checkpoint, which the file does not tell.
-
-    Raises:
-        InputError: With what is missing, left over, of another shape, or of another CLIP.
-    """
-    found = rename(state_dict)
-    own = module.state_dict(keep_vars=True)
-    unused = ("clip.model.logit_scale", "clip.model.attn_mask")
-    expected = {n: t for n, t in own.items() if n.startswith(("network.", "clip.model.")) and n not in unused}
-    check = "backbone, width, regularizer and clip.model"
-    load_release(module, found, expected, check, text_tower_optional=True)
+    return rename_by_rules("LSeg", own_names, NAMES, DROPPED)
 
 
 def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of the released demo model, read off its tensors.
+    """Read the settings of the released demo model off the tensors, for a conversion without a configuration.
 
     It was trained on a union of seven datasets whose label list was not released.
 
-    Args:
-        state_dict: The official ``state_dict``.
-
     Returns:
-        ``init_args`` of :class:`LSeg`, and ``vocabulary`` and ``split`` that it was trained on: unknown.
+        `init_args` of `LSeg`, and `vocabulary` and `split` that it was trained on: unknown.
 
     Raises:
         InputError: Another checkpoint.
@@ -107,3 +75,21 @@ def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
         "matching": "float16",
     }
     return {"init_args": init_args, "vocabulary": None, "split": None}
+
+
+def convert(state_dict: Mapping[str, Tensor], module: LSeg) -> None:
+    """Load an official state dict into a freshly built module.
+
+    The release holds the whole CLIP in half precision. Its text tower has to be that of the CLIP that the module stands
+    on; where that one is random it is loaded.
+
+    Args:
+        state_dict: The official state dict.
+        module: Built with the settings of the checkpoint.
+
+    Raises:
+        InputError: With what is unknown, missing, left over, of another shape, or of another CLIP.
+    """
+    check = "backbone, width, regularizer and clip.model"
+    expected = fillable(module, unused=["clip.model.logit_scale"])
+    load_release(module, rename(state_dict), expected, check, text_tower_optional=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ovsl.clip import TextEmbeddings, convolutional, vit
 from ovsl.inference import DensePrediction, Prediction
-from ovsl.layers.similarity import cosine_scores
+from ovsl.layers import cosine_scores
 from ovsl.methods.base import SegmentationModule
 
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings, vit
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Prediction, resize
-from ovsl.layers.similarity import cosine_scores
+from ovsl.layers import cosine_scores
+from ovsl.losses import pixel_cross_entropy
 from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 
 
@@ -62,10 +62,7 @@ class PatchText(SegmentationModule):
         training = self.training_classes
         targets = training.targets(batch["semantic"])
         logits = resize(self.class_logits(batch["image"], training.text()), (targets.shape[1], targets.shape[2]))
-        ignore_index = training.ignore_index
-        # A batch without a single labelled pixel gives zero, not the NaN of an empty mean.
-        total = functional.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
-        return Losses({"cross_entropy": total / (targets != ignore_index).sum().clamp(min=1)})
+        return Losses({"cross_entropy": pixel_cross_entropy(logits, targets, training.ignore_index)})
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """One group; norms and biases without weight decay."""

@@ -8,15 +8,13 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.losses.dice import count_masks, dice_loss
-from ovsl.losses.focal import sigmoid_focal_loss
+from ovsl.losses import count_masks, dice_loss, pixel_accuracy, pixel_cross_entropy, sigmoid_focal_loss
 from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.zegclip.network import AttentionToMaskDecoder, AttentionToMaskLayer, PromptedEncoder, ZegCLIPNetwork
@@ -180,9 +178,7 @@ class ZegCLIP(SegmentationModule):
         ignore_index = self.training_classes.ignore_index
         figures = {"pixel_accuracy": pixel_accuracy(logits, labels, ignore_index)}
         if self.loss == "exclusive":
-            # A batch without a single labelled pixel gives zero, not the NaN of an empty mean.
-            total = functional.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
-            return Losses({"cross_entropy": total / (labels != ignore_index).sum().clamp(min=1)}, figures)
+            return Losses({"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index)}, figures)
         num_masks = count_masks(labels, logits.shape[1])
         weighted = {
             "focal": self.focal_weight * sigmoid_focal_loss(logits, labels, num_masks),
@@ -243,16 +239,3 @@ def pseudo_labels(logits: Tensor, unseen: Tensor) -> Tensor:
     """
     # Of the probabilities, not of the logits, so that classes that both saturate tie as they do officially.
     return unseen[logits[:, unseen].sigmoid().argmax(dim=1)]
-
-
-def pixel_accuracy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Share of labelled pixels whose best class is right, in percent; 100 when no pixel has a label.
-
-    Args:
-        logits: ``(B, C, H, W)``.
-        labels: int64 ``(B, H, W)``.
-        ignore_index: Label of pixels that do not count.
-    """
-    labelled = labels != ignore_index
-    wrong = (logits.argmax(dim=1) != labels) & labelled
-    return 100 - 100 * wrong.sum() / labelled.sum().clamp(min=1)

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ovsl.clip import vit
 from ovsl.errors import InputError
-from ovsl.methods.release import load_release, rename_by_rules
+from ovsl.methods.release import fillable, load_release, rename_by_rules
 from ovsl.methods.zegclip.module import ZegCLIP
 
-# Official pattern on the left, ours on the right; the first that matches names the tensor.
 NAMES = (
     (r"backbone\.(prompt_.*|deep_prompt_.*)", r"network.encoder.\1"),
     (r"decode_head\.q_proj\.(.*)", r"network.decoder.q_proj.\1"),
@@ -36,13 +35,7 @@ RELEASES = {
 
 
 def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Bring an official state dict to our names; values are not touched, but half precision becomes float32.
-
-    Args:
-        state_dict: The official ``state_dict``.
-
-    Returns:
-        Our names: ``network.*`` and ``clip.model.*``.
+    """Bring an official state dict to the names of `ZegCLIP`; half precision becomes float32.
 
     Raises:
         InputError: A name that no rule knows.
@@ -51,16 +44,13 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of the published checkpoints, read off their tensors, for a conversion without a configuration.
+    """Read the settings of the published checkpoints off the tensors, for a conversion without a configuration.
 
     The weights of the self-trained and the fully supervised models look the same; both are taken for the latter, which
     gives the same label maps.
 
-    Args:
-        state_dict: The official ``state_dict``.
-
     Returns:
-        ``init_args`` of :class:`ZegCLIP`, and ``vocabulary`` and ``split`` that it was trained on.
+        `init_args` of `ZegCLIP`, and `vocabulary` and `split` that it was trained on.
 
     Raises:
         InputError: A checkpoint that is none of the published ones.
@@ -90,18 +80,18 @@ def convert(state_dict: Mapping[str, Tensor], module: ZegCLIP) -> None:
     where it was built with random CLIP weights they are loaded as well.
 
     Args:
-        state_dict: The official ``state_dict``.
-        module: The module, built with the settings of the checkpoint.
+        state_dict: The official state dict.
+        module: Built with the settings of the checkpoint.
 
     Raises:
-        InputError: With what is missing, left over, of another shape, or of another CLIP.
+        InputError: With what is unknown, missing, left over, of another shape, or of another CLIP.
     """
     found = rename(state_dict)
     if not module.network.encoder.has_prompt_norm:
         # Shallow prompts: the official module has the norm, but its forward pass never gets there.
         found = {name: t for name, t in found.items() if not name.startswith("network.encoder.prompt_norm.")}
-    expected: dict[str, Tensor] = dict(module.named_parameters())
-    del expected["clip.model.logit_scale"]  # the temperature of the contrastive training, used nowhere here
+    # The temperature of the contrastive training is used nowhere here and not released.
+    expected = fillable(module, unused=["clip.model.logit_scale"])
     position = "clip.model.visual.positional_embedding"
     own, theirs = expected[position], found.get(position)
     compared = module.clip.pretrained is not None and not own.requires_grad

@@ -1,7 +1,7 @@
 """Time and memory of turning masks and classes into a label map: classes in chunks against all classes at once.
 
-``python -m tests.benchmarks.semantic_inference --classes 847 [--form all]`` prints processor seconds and the peak
-memory of the process, for one image and the masks of 250 queries at a quarter of its size; with ``--form all``, the
+`python experiments/benchmarks/semantic_inference.py --classes 847 [--form all]` prints processor seconds and the peak
+memory of the process, for one image and the masks of 250 queries at a quarter of its size; with `--form all`, the
 way of the official code, also how many pixels differ from the label map made in chunks.
 """
 

@@ -1,6 +1,6 @@
 """Time of SAN's recognition: the shared form against the literal one.
 
-``python -m tests.benchmarks.san_recognition [--model ViT-B-16] [--device cuda]`` prints milliseconds for the
+`python experiments/benchmarks/san_recognition.py [--model ViT-B-16] [--device cuda]` prints milliseconds for the
 recognition alone, at the published input of 640 x 640 pixels and with 100 queries: inference on one level, and forward
 and backward on two levels as in training.
 """

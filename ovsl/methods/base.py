@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings, build_clip
+from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import Inference, Prediction, Segmentation, WholeImage, segment
 from ovsl.losses import MaskTargets
@@ -27,27 +27,6 @@ from ovsl.vocabulary import Vocabulary
 Batch = dict[str, Any]
 """``image`` uint8, ``semantic`` int64, ``id``, in evaluation ``original_size``, and from panoptic data ``segment_ids``,
 ``segment_classes`` and ``segment_crowd``; see :class:`ovsl.data.SegmentationDataModule`."""
-
-
-@dataclass
-class CLIPSettings:
-    """Which CLIP a method stands on; see :func:`ovsl.clip.build_clip`.
-
-    Args:
-        model: ``toy_vit``, ``toy_convnext``, or an open_clip model name such as ``ViT-B-16``.
-        pretrained: open_clip tag, local weights file, or None.
-        quick_gelu: Activation that a weights file was trained with; leave out with a tag.
-        config: open_clip configuration of a model that has no name.
-    """
-
-    model: str = "toy_vit"
-    pretrained: str | None = None
-    quick_gelu: bool | None = None
-    config: dict[str, Any] | None = None
-
-    def build(self) -> FrozenCLIP:
-        """Build the frozen model."""
-        return build_clip(self.model, self.pretrained, self.quick_gelu, self.config)
 
 
 class SegmentationModule(LightningModule):
@@ -69,6 +48,9 @@ class SegmentationModule(LightningModule):
         train_clip: Substrings of CLIP parameter names that train with the method; all others are frozen.
     """
 
+    image_tower: ClassVar[ImageTowerUse] = "frozen"
+    """What the method does with the image tower of its CLIP; see :data:`ovsl.clip.ImageTowerUse`."""
+
     trainable = True
     """Whether the method has anything to train; False for training-free ones."""
 
@@ -88,7 +70,7 @@ class SegmentationModule(LightningModule):
         train_clip: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        self.clip = clip.build()
+        self.clip = clip.build(self.image_tower)
         self.clip.freeze(train_clip)
         self.text_classifier = TextClassifier(self.clip, templates, synonyms)
         self.inference = inference

@@ -10,8 +10,7 @@ import torch
 from jsonargparse import lazy_instance
 from torch import Tensor, nn
 
-from ovsl.clip import SynonymRule, TextEmbeddings, convolutional
-from ovsl.errors import InputError
+from ovsl.clip import ConvTower, SynonymRule, TextEmbeddings
 from ovsl.inference import MaskPrediction, resize
 from ovsl.inference.ensemble import geometric_ensemble
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
@@ -123,14 +122,10 @@ class FCCLIP(SegmentationModule):
             schedule=schedule,
             **kwargs,
         )
-        if not convolutional.is_convolutional(self.clip.visual):
-            raise InputError(
-                f"FCCLIP needs a convolutional CLIP; {self.clip.name!r} is none: "
-                "set model.clip.model to toy_convnext, convnext_large_d_320, RN50 or the like."
-            )
+        self.tower = self.clip.require_tower(ConvTower, "FCCLIP")
         self.network = FCCLIPNetwork(
             PixelDecoder(
-                convolutional.stage_channels(self.clip.visual),
+                self.tower.stage_channels,
                 pixel_decoder.width,
                 mask_decoder.width,
                 pixel_decoder.num_heads,
@@ -163,7 +158,7 @@ class FCCLIP(SegmentationModule):
     def backbone_features(self, images: Tensor) -> list[Tensor]:
         """Maps of the frozen tower: normalised ``(B, 3, H, W)`` -> stride 4, 8, 16 and 32, without gradient."""
         with torch.no_grad():
-            stages = convolutional.stage_features(self.clip.visual, images)
+            stages = self.tower.stage_features(images)
         return [stages[name] for name in ("res2", "res3", "res4", "res5")]
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
@@ -215,7 +210,7 @@ class FCCLIP(SegmentationModule):
 
     def out_of_vocabulary_logits(self, coarsest: Tensor, masks: Tensor, text: TextEmbeddings) -> Tensor:
         """Class logits of the frozen CLIP for regions of its last map: ``(B, Q, C + 1)``, void last."""
-        embeddings = convolutional.embed_masks(self.clip.visual, coarsest, masks)
+        embeddings = self.tower.embed_masks(coarsest, masks)
         return self.network.classify(embeddings, text, self.clip.model.logit_scale)  # type: ignore[arg-type]
 
     def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:

@@ -5,13 +5,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ovsl.clip import convolutional, vit
-from ovsl.clip.pretraining import ToyCaptionData, ToyCLIPPretraining, render_masked_scenes, render_views
-from ovsl.clip.text import TextClassifier
-from ovsl.clip.towers import build_clip
+from ovsl.clip import ImageTower, TextClassifier, build_clip
+from ovsl.clip.image_tower import open_tower
 from ovsl.clip.toy import TOY_CLIPS, load_toy_clip, save_toy_clip
 from ovsl.data.toy import CLASSES, THINGS
+from ovsl.data.toy_captions import ToyCaptionData, render_masked_scenes, render_views
 from ovsl.errors import InputError
+from ovsl.layers import ImageNormalization
+from ovsl.pretraining import ToyCLIPPretraining
 from ovsl.vocabulary import Vocabulary, available_templates, load_templates
 
 # Drawn from another world than the one that the training's own evaluation looks at.
@@ -30,10 +31,11 @@ def vocabulary():
 
 
 @torch.no_grad()
-def mean_iou(clip, vocabulary, features, count=40):
+def mean_iou(clip, vocabulary, count=40):
     image, semantic = render_masked_scenes(count, seed=SEED)
     text = TextClassifier(clip, "vild_14")(vocabulary).vectors
-    dense = functional.normalize(features(clip.visual, clip.normalize(image)), dim=1)
+    tower = clip.require_tower(ImageTower, "the test")
+    dense = functional.normalize(tower.dense_features(clip.normalize(image)), dim=1)
     scores = (100 * torch.einsum("bdhw,cd->bchw", dense, text)).softmax(1)
     predicted = functional.interpolate(scores, size=semantic.shape[-2:], mode="bilinear").argmax(1)
     hit = (predicted == semantic).flatten()
@@ -80,14 +82,14 @@ def test_zero_shot_classification(clip, vocabulary):
 
 
 def test_value_path_of_the_vit_segments(vocabulary):
-    iou = mean_iou(build_clip("toy_vit"), vocabulary, lambda tower, x: vit.dense_features(tower, x, "value"))
+    iou = mean_iou(build_clip("toy_vit"), vocabulary)
     assert np.nanmean(iou) >= 0.3
     assert np.nanmean(iou[vocabulary.unseen_indices]) >= 0.25
 
 
 def test_projected_map_of_the_convnext_is_local(vocabulary):
     # 16 cells an image: far from fine, but a global average alone would give next to nothing.
-    assert np.nanmean(mean_iou(build_clip("toy_convnext"), vocabulary, convolutional.dense_features)) >= 0.15
+    assert np.nanmean(mean_iou(build_clip("toy_convnext"), vocabulary)) >= 0.15
 
 
 def _tiny_training(tmp_path, vision):
@@ -111,16 +113,15 @@ def test_training_features_are_those_of_the_shipped_forward(tmp_path, vision):
         "tiny", tmp_path, training.clip.state_dict(), training.token_ids, training.config, (0.5,) * 3, (0.2,) * 3
     )
     toy = load_toy_clip("tiny", tmp_path)
-    training.mean.fill_(0.5 * 255)
-    training.std.fill_(0.2 * 255)
+    training.normalize = ImageNormalization((0.5,) * 3, (0.2,) * 3)
     image = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8)
     pixels = (image / 255 - 0.5) / 0.2
     words = ["a photo of a striped ring on grass", "the brick wall"]
     with torch.no_grad():
         pooled, dense = training.encode_image(image)
-        tower = toy.model.visual
-        expected = vit.dense_features(tower, pixels, "value") if hasattr(tower, "conv1") else None
-        expected = convolutional.dense_features(tower, pixels) if expected is None else expected
+        tower = open_tower(toy.model.visual)
+        assert tower is not None
+        expected = tower.dense_features(pixels)
         # The files hold half precision.
         tolerance = {"atol": 5e-3, "rtol": 0}
         torch.testing.assert_close(dense, functional.normalize(expected, dim=1), **tolerance)

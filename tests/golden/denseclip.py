@@ -13,7 +13,8 @@ from ovsl.inference import SlidingWindow, average_windows, resize
 from ovsl.inference.multi_scale import MultiScale
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.denseclip import DenseCLIP, official
-from ovsl.methods.denseclip.module import ContextTextClassifier, pixel_accuracy
+from ovsl.methods.denseclip.module import pixel_accuracy
+from ovsl.methods.denseclip.text import ContextTextClassifier
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
 

@@ -168,6 +168,16 @@ def test_grids_need_be_neither_square_nor_even(options: dict[str, int], size: tu
     assert module.mask_logits(images, text(module)).shape == (1, 20, size[0] // 4, size[1] // 4)
 
 
+def test_images_are_normalised_as_published_and_the_clip_keeps_its_own() -> None:
+    published, plain = build(), build(normalization="clip")
+    assert torch.equal(published.clip.mean, plain.clip.mean)
+    assert plain.normalize is plain.clip.normalize
+    image = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    expected = (255 - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
+    torch.testing.assert_close(published.normalize(image).flatten(), expected)
+    assert not [name for name in published.state_dict() if "normalize" in name]
+
+
 def test_deep_prompts_do_not_outlive_their_block() -> None:
     module = build(num_prompts=5, deep_prompt_layers=1).eval()
     encoder, tower = module.network.encoder, module.tower

@@ -22,11 +22,10 @@ from ovsl.methods.denseclip.network import (
     BackboneEncoder,
     DenseCLIPNetwork,
     DenseCLIPOutput,
-    LearnedContexts,
     ResNetEncoder,
     ViTEncoder,
 )
-from ovsl.methods.denseclip.text import ContextTextClassifier
+from ovsl.methods.denseclip.text import ContextTextClassifier, LearnedContexts
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 
 

@@ -3,14 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovsl.clip import FrozenCLIP, TextEmbeddings
 from ovsl.errors import InputError
-from ovsl.methods.denseclip.network import LearnedContexts
 from ovsl.vocabulary import Vocabulary
+
+
+class LearnedContexts(nn.Module):
+    """Context tokens that all classes share, put between the start token and the name (CoOp's form).
+
+    Args:
+        num_contexts: Number of tokens.
+        width: Width of the text tower.
+    """
+
+    def __init__(self, num_contexts: int, width: int) -> None:
+        super().__init__()
+        self.contexts = nn.Parameter(torch.empty(1, num_contexts, width))
+        nn.init.trunc_normal_(self.contexts)
+
+    def forward(self, text_tower: Any, tokens: Tensor) -> Tensor:
+        """Encode class names behind the contexts.
+
+        Args:
+            text_tower: open_clip text tower (the model itself, or its `text`).
+            tokens: Start, name, end and padding, int64 `(K, L)`.
+
+        Returns:
+            `(K, D)`, not normalised.
+        """
+        words = text_tower.token_embedding(tokens)
+        contexts = self.contexts.expand(len(words), -1, -1)
+        sequence = torch.cat([words[:, :1], contexts, words[:, 1:]], dim=1)
+        length = sequence.shape[1]
+        sequence = sequence + text_tower.positional_embedding[:length]
+        sequence = text_tower.transformer(sequence, attn_mask=text_tower.attn_mask[:length, :length])
+        # The end token has the largest id.
+        ends = tokens.argmax(dim=1) + contexts.shape[1]
+        features = text_tower.ln_final(sequence[torch.arange(len(sequence), device=tokens.device), ends])
+        projection = text_tower.text_projection
+        return projection(features) if isinstance(projection, nn.Module) else features @ projection
 
 
 class ContextTextClassifier:

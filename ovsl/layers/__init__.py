@@ -1,4 +1,4 @@
-"""Parts that two methods or more share."""
+"""Parts of networks that CLIP's towers and the methods share; they know neither."""
 
 from ovsl.layers.attention import MLP, MultiHeadAttention, attend
 from ovsl.layers.deformable_attention import MultiScaleDeformableAttention

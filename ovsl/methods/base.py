@@ -49,7 +49,7 @@ class SegmentationModule(LightningModule):
     """
 
     image_tower: ClassVar[ImageTowerUse] = "frozen"
-    """What the method does with the image tower of its CLIP; see :data:`ovsl.clip.ImageTowerUse`."""
+    """What the method does with the image tower of its CLIP; see `ovsl.clip.ImageTowerUse`."""
 
     trainable = True
     """Whether the method has anything to train; False for training-free ones."""

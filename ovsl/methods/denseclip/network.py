@@ -48,7 +48,7 @@ class ResNetEncoder(nn.Module):
     def __init__(self, tower: ResNetTower, grid: int, with_language: bool = True) -> None:
         super().__init__()
         self.tower = tower
-        self.visual = tower.visual
+        self.visual = tower.visual  # the module, whose name stands in checkpoints
         pool, self.visual.attnpool = self.visual.attnpool, nn.Identity()
         self.channels = tower.stage_channels
         self.pool: DenseAttentionPool | None = None
@@ -90,7 +90,7 @@ class ViTEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.tower = tower
-        self.visual = tower.visual
+        self.visual = tower.visual  # the module, whose name stands in checkpoints
         positions = interpolate_positions(self.visual.positional_embedding.detach(), (grid, grid), "bilinear")
         self.visual.positional_embedding = nn.Parameter(positions.clone())
         if not with_language:

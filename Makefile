@@ -55,8 +55,8 @@ format: setup ## let ruff format
 	$(BIN)/ruff check --fix .
 
 toy-clip: setup ## train the two toy CLIPs again (half an hour on 2 cores) and put them in ovsl/clip/toy
-	OMP_NUM_THREADS=2 $(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_vit.yaml
-	OMP_NUM_THREADS=2 $(BIN)/python -m ovsl.clip.pretraining fit -c configs/clip/toy_convnext.yaml
+	OMP_NUM_THREADS=2 $(BIN)/python -m ovsl.pretraining fit -c configs/clip/toy_vit.yaml
+	OMP_NUM_THREADS=2 $(BIN)/python -m ovsl.pretraining fit -c configs/clip/toy_convnext.yaml
 	install -m 644 runs/toy_clip/toy_*.json runs/toy_clip/toy_*.safetensors ovsl/clip/toy/
 
 toy-table: setup ## every method on the toy world, three seeds each, as docs/toy_table.md (an hour on 2 cores)

@@ -14,38 +14,37 @@ from collections.abc import Callable
 
 import open_clip
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ovsl.clip import build_network
+from ovsl.clip import ViTTower, build_network
 from ovsl.methods.san.recognition import recognize, recognize_literally
 
 SHAPES = {"ViT-B-16": (9, (20, 20)), "ViT-L-14-336": (18, (32, 32))}
 """Shallow blocks and CLIP's grid at 640 x 640."""
 
 
-def build(model: str, device: str) -> tuple[nn.Module, Tensor, Tensor]:
+def build(model: str, device: str) -> tuple[ViTTower, Tensor, Tensor]:
     """The image tower with random weights, tokens after the shallow blocks, and biases of two levels."""
     config = open_clip.get_model_config(model) | {"quick_gelu": True}
-    visual = build_network(config).visual.to(device).requires_grad_(False)
+    tower = ViTTower(build_network(config).visual.to(device).requires_grad_(False))
     _, (height, width) = SHAPES[model]
-    heads = visual.transformer.resblocks[0].attn.num_heads
-    tokens = torch.randn(1, 1 + height * width, visual.conv1.out_channels, device=device)
-    return visual, tokens, torch.randn(2, 1, 1, heads, 100, height * width, device=device)
+    tokens = torch.randn(1, 1 + height * width, tower.width, device=device)
+    return tower, tokens, torch.randn(2, 1, 1, tower.num_heads, 100, height * width, device=device)
 
 
-def inference(form: str, visual: nn.Module, tokens: Tensor, biases: Tensor, shallow: int) -> Tensor:
+def inference(form: str, tower: ViTTower, tokens: Tensor, biases: Tensor, shallow: int) -> Tensor:
     """Mask embeddings of the last level."""
     with torch.no_grad():
-        return (recognize if form == "shared" else recognize_literally)(visual, tokens, biases[-1], shallow)
+        return (recognize if form == "shared" else recognize_literally)(tower, tokens, biases[-1], shallow)
 
 
-def training(form: str, visual: nn.Module, tokens: Tensor, biases: Tensor, shallow: int) -> Tensor:
+def training(form: str, tower: ViTTower, tokens: Tensor, biases: Tensor, shallow: int) -> Tensor:
     """Mask embeddings of both levels, with the gradients of tokens and biases."""
     tokens, biases = tokens.requires_grad_(), biases.requires_grad_()
     if form == "shared":
-        embeddings = recognize(visual, tokens, torch.cat(list(biases), dim=3), shallow)
+        embeddings = recognize(tower, tokens, torch.cat(list(biases), dim=3), shallow)
     else:
-        embeddings = torch.cat([recognize_literally(visual, tokens, level, shallow) for level in biases], dim=1)
+        embeddings = torch.cat([recognize_literally(tower, tokens, level, shallow) for level in biases], dim=1)
     torch.autograd.grad(embeddings.square().sum() + embeddings[..., 0].sum(), (tokens, biases))
     return embeddings.detach()
 
@@ -72,14 +71,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    visual, tokens, biases = build(arguments.model, arguments.device)
+    tower, tokens, biases = build(arguments.model, arguments.device)
     shallow = SHAPES[arguments.model][0]
     for name, step in (("inference, 1 level", inference), ("training, 2 levels", training)):
-        results = [step(form, visual, tokens, biases, shallow) for form in ("literal", "shared")]
+        results = [step(form, tower, tokens, biases, shallow) for form in ("literal", "shared")]
         difference = float((results[0] - results[1]).abs().max())
         times = [
             milliseconds(
-                lambda form=form, step=step: step(form, visual, tokens, biases, shallow),
+                lambda form=form, step=step: step(form, tower, tokens, biases, shallow),
                 arguments.device,
                 arguments.repeats,
             )

@@ -1,17 +1,23 @@
 """Frozen CLIP: image towers opened for dense features, and the text classifier."""
 
-from ovsl.clip.settings import CLIPSettings, ImageTowerUse
+from ovsl.clip.image_tower import ConvNeXtTower, ConvTower, ImageTower, ResNetTower, ViTTower
+from ovsl.clip.settings import CLIPSettings
 from ovsl.clip.text import SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
-from ovsl.clip.towers import FrozenCLIP, build_clip, build_network
+from ovsl.clip.towers import FrozenCLIP, ImageTowerUse, build_clip, build_network
 
 __all__ = [
     "CLIPSettings",
+    "ConvNeXtTower",
+    "ConvTower",
     "FrozenCLIP",
+    "ImageTower",
     "ImageTowerUse",
+    "ResNetTower",
     "SynonymRule",
     "TextClassifier",
     "TextEmbeddings",
     "TextEncoder",
+    "ViTTower",
     "build_clip",
     "build_network",
 ]

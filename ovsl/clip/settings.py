@@ -1,13 +1,11 @@
-"""Which CLIP a method stands on."""
+"""Which CLIP a method stands on, as configuration files say it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from ovsl.clip.towers import FrozenCLIP, build_clip
-
-ImageTowerUse = Literal["frozen", "trained", "unused"]
+from ovsl.clip.towers import FrozenCLIP, ImageTowerUse, build_clip
 
 
 @dataclass
@@ -27,5 +25,12 @@ class CLIPSettings:
     config: dict[str, Any] | None = None
 
     def build(self, image_tower: ImageTowerUse = "frozen") -> FrozenCLIP:
-        """Build the frozen model."""
-        return build_clip(self.model, self.pretrained, self.quick_gelu, self.config)
+        """Build the frozen model.
+
+        Args:
+            image_tower: What the method does with the image tower, see `ovsl.clip.ImageTowerUse`.
+
+        Raises:
+            InputError: See `ovsl.clip.build_clip`.
+        """
+        return build_clip(self.model, self.pretrained, self.quick_gelu, self.config, image_tower)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -21,10 +21,10 @@ class TextEmbeddings:
     """Text embeddings of a vocabulary.
 
     Attributes:
-        vectors: Unit vectors, one per class, or one per synonym when synonyms compete: ``(N, D)``.
-        class_index: Class of each row, int64 ``(N,)``, ascending.
+        vectors: Unit vectors, one per class, or one per synonym when synonyms compete: `(N, D)`.
+        class_index: Class of each row, int64 `(N,)`, ascending.
         num_classes: C.
-        seen: bool ``(C,)``, which classes count as seen in training; None when nothing is known.
+        seen: bool `(C,)`, which classes count as seen in training; None when nothing is known.
     """
 
     vectors: Tensor
@@ -41,11 +41,11 @@ class TextEmbeddings:
         """Reduce scores of synonym rows to classes by their maximum.
 
         Args:
-            scores: Scores with N entries along ``dim``.
+            scores: Scores with N entries along `dim`.
             dim: The dimension of the rows.
 
         Returns:
-            The same with C entries along ``dim``; untouched when every class has one row.
+            The same with C entries along `dim`; untouched when every class has one row.
         """
         if self.vectors.shape[0] == self.num_classes:
             return scores
@@ -56,20 +56,12 @@ class TextEmbeddings:
         index = self.class_index.view(view).expand_as(scores)
         return scores.new_full(shape, float("-inf")).scatter_reduce(dim, index, scores, "amax")
 
-    def select(self, classes: Sequence[int]) -> TextEmbeddings:
-        """Keep some classes, renumbered in the order given."""
-        rows = [torch.nonzero(self.class_index == c).flatten() for c in classes]
-        index = torch.repeat_interleave(torch.arange(len(classes)), torch.tensor([len(r) for r in rows]))
-        seen = None if self.seen is None else self.seen[list(classes)]
-        return TextEmbeddings(self.vectors[torch.cat(rows)], index.to(self.class_index.device), len(classes), seen)
-
 
 class TextEncoder(Protocol):
-    """What embeds vocabularies for a method."""
+    """Anything that turns the classes of a vocabulary into text embeddings."""
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """Embed the classes of a vocabulary, its seen marks taken along."""
-        ...
+        """Embed a vocabulary."""
 
 
 class TextClassifier:
@@ -80,15 +72,23 @@ class TextClassifier:
 
     Args:
         clip: The model whose text tower is used.
-        templates: Name of a template set, see :func:`ovsl.vocabulary.load_templates`.
-        synonyms: ``first`` uses the principal name alone, ``mean`` averages the names of a class into one vector,
-            ``max`` keeps one vector per name and lets the best one speak for the class (FC-CLIP).
+        templates: Name of a template set, see `ovsl.vocabulary.load_templates`.
+        synonyms: `first` uses the principal name alone, `mean` averages the names of a class into one vector,
+            `max` keeps one vector per name and lets the best one speak for the class (FC-CLIP).
+        renamed: Names to show in place of those of the vocabulary, name -> shown name.
     """
 
-    def __init__(self, clip: FrozenCLIP, templates: str = "imagenet_80", synonyms: SynonymRule = "first") -> None:
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        templates: str = "imagenet_80",
+        synonyms: SynonymRule = "first",
+        renamed: Mapping[str, str] | None = None,
+    ) -> None:
         self.clip = clip
         self.templates = load_templates(templates)
-        self.synonyms = synonyms
+        self.synonyms: SynonymRule = synonyms
+        self.renamed = dict(renamed or {})
         self._cache: dict[tuple[tuple[str, ...], ...], TextEmbeddings] = {}
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
@@ -108,8 +108,9 @@ class TextClassifier:
         return replace(self._cache[names], seen=torch.tensor(vocabulary.seen, device=device))
 
     def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
-        """All prompts, order class, synonym, template."""
-        return [template.format(name) for group in names for name in group for template in self.templates]
+        """Return all prompts, order class, synonym, template."""
+        shown = [self.renamed.get(name, name) for group in names for name in group]
+        return [template.format(name) for name in shown for template in self.templates]
 
     def _embed(self, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:
         # Embeddings outlive the evaluation that first asks for them; an inference tensor could not enter training.

@@ -1,6 +1,6 @@
 """CLIP models of open_clip, opened for dense prediction and frozen.
 
-Parameter names stay those of open_clip (``visual.*``, ``transformer.*`` ...), so that every released CLIP checkpoint
+Parameter names stay those of open_clip (`visual.*`, `transformer.*` ...), so that every released CLIP checkpoint
 and every method built on one speaks the same names.
 """
 
@@ -11,77 +11,131 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import open_clip
 import timm
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import SimpleTokenizer
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from ovsl.clip.image_tower import ImageTower, open_tower
+from ovsl.clip.toy import TOY_CLIPS, load_toy_clip
 from ovsl.errors import InputError
+from ovsl.layers.image_normalization import ImageNormalization
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+ImageTowerUse = Literal["frozen", "trained", "unused"]
+"""What a method does with the image tower of its CLIP.
 
-TOY_MODELS = ("toy_vit", "toy_convnext")
-"""CLIP models that come with the package; see :mod:`ovsl.clip.toy`."""
+- `frozen`: it stays in the CLIP, frozen like the rest, save the parameters that `FrozenCLIP.freeze` is told to train in
+  place (`train_clip` of a method). Its weights are called `clip.model.visual.*`.
+- `trained`: it is no part of the frozen CLIP: the method takes it over, by `FrozenCLIP.take_image_tower`, as a part of
+  its own network, under the network's names.
+- `unused`: there is none.
+"""
+
+Tower = TypeVar("Tower", bound=ImageTower)
 
 
 class FrozenCLIP(nn.Module):
     """A CLIP model whose parameters do not train, except those that a method asks for by name.
 
-    Freezing is a rule, not a habit: :meth:`freeze` decides by parameter name what trains, and :meth:`train` keeps
-    every frozen tower in evaluation mode (BatchNorm statistics and dropout included).
+    Freezing is a rule, not a habit: `freeze` decides by parameter name what trains, and `train` keeps every frozen
+    tower in evaluation mode (BatchNorm statistics and dropout included).
 
     Args:
-        model: An open_clip ``CLIP`` or ``CustomTextCLIP``.
+        model: An open_clip `CLIP` or `CustomTextCLIP`; it loses its image tower unless that stays `frozen`.
         name: Model name, kept for the checkpoint's record.
         pretrained: Tag or file that the weights came from; None for random weights.
         mean: Channel means of the image normalisation, for values in 0..1.
         std: Channel standard deviations, likewise.
         known_tokens: Token ids that the text tower was trained on, where that is only a part of the tokenizer's.
-    """
+        image_tower: What the method does with the image tower.
 
-    mean: Tensor
-    std: Tensor
+    Attributes:
+        normalize: Brings images to the value range that the image tower was trained with.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         name: str,
         pretrained: str | None = None,
-        mean: Sequence[float] = CLIP_MEAN,
-        std: Sequence[float] = CLIP_STD,
+        mean: Sequence[float] = OPENAI_DATASET_MEAN,
+        std: Sequence[float] = OPENAI_DATASET_STD,
         known_tokens: frozenset[int] | None = None,
+        image_tower: ImageTowerUse = "frozen",
     ) -> None:
         super().__init__()
         self.model = model
+        # A view, no module: a tower that the method will own is not registered here.
+        self._to_take = self.image_tower if image_tower == "trained" else None
+        if image_tower != "frozen":
+            del model.visual
         self.name = name
         self.pretrained = pretrained
         self.known_tokens = known_tokens
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.normalize = ImageNormalization(mean, std)
         self._tokenizer = SimpleTokenizer(context_length=self.context_length)
         self.freeze()
 
     @property
-    def visual(self) -> Any:
-        """The image tower (open_clip ``VisionTransformer``, ``ModifiedResNet`` or ``TimmModel``)."""
-        return self.model.visual
+    def image_tower(self) -> ImageTower | None:
+        """The image tower; None where it is not a part of this CLIP, or of a kind that nobody has opened."""
+        visual = getattr(self.model, "visual", None)
+        return None if visual is None else open_tower(visual)
+
+    def require_tower(self, kind: type[Tower], method: str) -> Tower:
+        """Return the image tower, which has to be of a kind.
+
+        Args:
+            kind: `ViTTower`, `ConvTower`, or `ImageTower` for any that can be read cell by cell.
+            method: Name of the method that needs it.
+
+        Raises:
+            InputError: The tower is of another kind.
+        """
+        tower = self.image_tower
+        if not isinstance(tower, kind):
+            raise InputError(
+                f"{method} needs a CLIP with {kind.kind}; {self.name!r} has none: "
+                f"set model.clip.model to {kind.examples}."
+            )
+        return tower
+
+    def take_image_tower(self) -> ImageTower | None:
+        """Hand a `trained` image tower over, all of it trainable and in training mode; there is only one to take.
+
+        Returns:
+            The tower; None where it is of a kind that nobody has opened.
+        """
+        tower, self._to_take = self._to_take, None
+        if tower is not None:
+            tower.visual.requires_grad_().train()
+        return tower
+
+    @property
+    def mean(self) -> Tensor:
+        """Channel means of the image normalisation, `(3, 1, 1)`."""
+        return self.normalize.mean
+
+    @property
+    def std(self) -> Tensor:
+        """Channel standard deviations of the image normalisation, `(3, 1, 1)`."""
+        return self.normalize.std
 
     @property
     def text(self) -> Any:
-        """The module that holds the text tower: the model itself, or its ``text`` attribute."""
+        """The module that holds the text tower: the model itself, or its `text` attribute."""
         return getattr(self.model, "text", self.model)
 
     @property
     def context_length(self) -> int:
         """Number of tokens of one prompt."""
-        text: Any = getattr(self.model, "text", self.model)
-        return int(text.context_length)
+        return int(self.text.context_length)
 
     @property
     def embedding_dimension(self) -> int:
@@ -91,7 +145,7 @@ class FrozenCLIP(nn.Module):
 
     @property
     def logit_scale(self) -> Tensor:
-        """Scalar temperature of the contrastive training, ``exp`` applied."""
+        """Scalar temperature of the contrastive training, `exp` applied."""
         scale: Tensor = self.model.logit_scale  # type: ignore[assignment]
         return scale.exp()
 
@@ -132,23 +186,11 @@ class FrozenCLIP(nn.Module):
                 names -= {f"{prefix}.{name}" if prefix else name for name in trained}
         return names
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Bring uint8 images to the value range that the tower was trained with.
-
-        Args:
-            images: uint8 RGB, 0..255, ``(..., 3, H, W)``; floating point input is taken as 0..1.
-
-        Returns:
-            Float tensor of the same shape.
-        """
-        values = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        return (values - self.mean) / self.std
-
     def tokenize(self, prompts: Sequence[str]) -> Tensor:
         """Turn prompts into token ids.
 
         Returns:
-            int64 ``(N, context_length)``.
+            int64 `(N, context_length)`.
 
         Raises:
             InputError: A prompt holds words that a small text tower was never trained on.
@@ -168,11 +210,11 @@ class FrozenCLIP(nn.Module):
         """Run the text tower, in chunks to bound memory.
 
         Args:
-            tokens: Token ids ``(N, context_length)``.
+            tokens: Token ids `(N, context_length)`.
             chunk_size: Number of prompts encoded at once.
 
         Returns:
-            Raw text features ``(N, D)``, not normalised.
+            Raw text features `(N, D)`, not normalised.
         """
         with torch.no_grad():
             return torch.cat([self.model.encode_text(chunk) for chunk in tokens.split(chunk_size)])  # type: ignore[operator]
@@ -195,36 +237,36 @@ def build_clip(
     pretrained: str | None = None,
     quick_gelu: bool | None = None,
     config: dict[str, Any] | None = None,
+    image_tower: ImageTowerUse = "frozen",
 ) -> FrozenCLIP:
     """Build a frozen CLIP from a name, a tag, a file, or an explicit architecture.
 
     The activation is settled here once. OpenAI's weights (and a few others) were trained with QuickGELU,
-    ``x * sigmoid(1.702 x)``; running them with the exact GELU gives plausible but wrong features, without any error.
+    `x * sigmoid(1.702 x)`; running them with the exact GELU gives plausible but wrong features, without any error.
     With a tag the right activation is known and always used; with a file the user has to say it.
 
     Args:
-        model: ``toy_vit`` or ``toy_convnext`` (shipped), or an open_clip model name such as ``ViT-B-16``.
-        pretrained: open_clip tag such as ``openai`` or ``laion2b_s34b_b88k``, a local weights file, or None for the
+        model: `toy_vit` or `toy_convnext` (shipped), or an open_clip model name such as `ViT-B-16`.
+        pretrained: open_clip tag such as `openai` or `laion2b_s34b_b88k`, a local weights file, or None for the
             toy models' own weights and for random weights of any other model.
         quick_gelu: Activation of the transformer MLPs; needed with a weights file, otherwise left out.
-        config: open_clip model configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``) in place of a named one.
+        config: open_clip model configuration (`embed_dim`, `vision_cfg`, `text_cfg`) in place of a named one.
+        image_tower: What the method does with the image tower.
 
     Raises:
         InputError: Unknown model or tag, a wrong activation, a file that does not fit, or weights that are neither
             cached nor reachable.
     """
-    if model in TOY_MODELS and config is None:
-        from ovsl.clip.toy import load_toy_clip
-
+    if model in TOY_CLIPS and config is None:
         if pretrained is not None:
             raise InputError(f"CLIP {model!r} brings its own weights; leave `pretrained` out (given: {pretrained!r}).")
         toy = load_toy_clip(model)
-        return FrozenCLIP(toy.model, model, "shipped", toy.mean, toy.std, toy.known_tokens)
+        return FrozenCLIP(toy.model, model, "shipped", toy.mean, toy.std, toy.known_tokens, image_tower)
 
     named_config = deepcopy(config) if config is not None else open_clip.get_model_config(model)
     if named_config is None:
         raise InputError(
-            f"Unknown CLIP model {model!r}; give {' or '.join(TOY_MODELS)}, or a name that "
+            f"Unknown CLIP model {model!r}; give {' or '.join(TOY_CLIPS)}, or a name that "
             "`python -c 'import open_clip; print(open_clip.list_models())'` lists."
         )
     name_says = bool(named_config.get("quick_gelu", False))
@@ -250,23 +292,23 @@ def build_clip(
         named_config["quick_gelu"] = quick_gelu
 
     network = build_network(named_config)
-    mean, std = CLIP_MEAN, CLIP_STD
+    mean, std = OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
     if pretrained:
         path = _download(model, pretrained, tag) if tag else pretrained
         if tag:
-            mean, std = tuple(tag.get("mean") or CLIP_MEAN), tuple(tag.get("std") or CLIP_STD)
+            mean, std = tuple(tag.get("mean") or mean), tuple(tag.get("std") or std)
         try:
             open_clip.load_checkpoint(network, path, strict=True)
         except (RuntimeError, KeyError) as error:
             problem = str(error).splitlines()[0]
             raise InputError(f"Weights {path!r} do not fit CLIP model {model!r}: {problem}") from error
-    return FrozenCLIP(network, model, pretrained, mean, std)
+    return FrozenCLIP(network, model, pretrained, mean, std, image_tower=image_tower)
 
 
 def build_network(config: dict[str, Any]) -> nn.Module:
     """Build an open_clip model with random weights from its configuration dictionary.
 
-    A ``vision_cfg`` with ``convnext: {depths, dims}`` builds that ConvNeXt, which open_clip itself can only do for
+    A `vision_cfg` with `convnext: {depths, dims}` builds that ConvNeXt, which open_clip itself can only do for
     the sizes that timm has registered under a name.
     """
     config = deepcopy(config)
@@ -281,7 +323,7 @@ def build_network(config: dict[str, Any]) -> nn.Module:
 def _convnext_tower(
     embed_dim: int, vision_config: dict[str, Any], depths: Sequence[int], dims: Sequence[int]
 ) -> nn.Module:
-    """An open_clip ``TimmModel`` around a ConvNeXt of any depths and widths, with CLIP's projection head."""
+    """An open_clip `TimmModel` around a ConvNeXt of any depths and widths, with CLIP's projection head."""
     tower = TimmModel("convnext_atto", embed_dim, vision_config["image_size"], pool="", proj="none")
     tower.trunk = timm.create_model("convnext_tiny", num_classes=0, depths=tuple(depths), dims=tuple(dims))
     if vision_config.get("timm_proj", "mlp") == "mlp":

@@ -1,8 +1,8 @@
-"""Parts that the networks of methods are built from."""
+"""Parts that the towers of CLIP and the networks of methods are built from; they know neither."""
 
 from __future__ import annotations
 
-from ovsl.layers.attention import MLP, MultiHeadAttention
+from ovsl.layers.attention import MLP, MultiHeadAttention, attend
 from ovsl.layers.attention_pool import DenseAttentionPool
 from ovsl.layers.backbone import Backbone
 from ovsl.layers.context_decoder import ContextDecoder
@@ -11,7 +11,7 @@ from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.layers.mask_decoder import MaskedAttentionDecoder, attended_cells, pool_by_masks
 from ovsl.layers.padding import pad_to_multiple
 from ovsl.layers.pixel_decoder import PixelDecoder
-from ovsl.layers.positions import sine_positions
+from ovsl.layers.positions import PositionMode, interpolate_positions, sine_positions
 from ovsl.layers.precision import full_precision
 from ovsl.layers.score_map import score_map
 from ovsl.layers.semantic_fpn import FeaturePyramid, SemanticFPNHead
@@ -28,10 +28,13 @@ __all__ = [
     "MultiHeadAttention",
     "MultiScaleDeformableAttention",
     "PixelDecoder",
+    "PositionMode",
     "SemanticFPNHead",
+    "attend",
     "attended_cells",
     "cosine_scores",
     "full_precision",
+    "interpolate_positions",
     "pad_to_multiple",
     "pool_by_masks",
     "score_map",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ovsl.clip.vit import interpolate_positions
+from ovsl.layers.attention import attend
+from ovsl.layers.positions import interpolate_positions
 
 
 class DenseAttentionPool(nn.Module):
@@ -31,15 +31,11 @@ class DenseAttentionPool(nn.Module):
         self.c_proj = nn.Linear(channels, out_channels)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``(B, C, h, w)`` -> embedding of the image ``(B, D)`` and of its cells ``(B, D, h, w)``."""
+        """Map `(B, C, h, w)` -> embedding of the image `(B, D)` and of its cells `(B, D, h, w)`."""
         grid = (features.shape[2], features.shape[3])
         cells = features.flatten(2).transpose(1, 2)
         tokens = torch.cat([cells.mean(1, keepdim=True), cells], dim=1)
         tokens = tokens + interpolate_positions(self.positional_embedding, grid, "bilinear")
-        query, key, value = [
-            projection(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        ]
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        embedded = self.c_proj(mixed.transpose(1, 2).flatten(2))
+        mixed = attend(self.q_proj(tokens), self.k_proj(tokens), self.v_proj(tokens), self.num_heads)
+        embedded = self.c_proj(mixed)
         return embedded[:, 0], embedded[:, 1:].transpose(1, 2).unflatten(2, grid)

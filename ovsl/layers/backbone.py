@@ -6,6 +6,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -70,8 +71,8 @@ class Backbone(nn.Module):
         self._channels_are_last_axis = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
         self.channels = tuple(model.feature_info.channels()[index] for index in self._indices)
         published = model.pretrained_cfg if hasattr(model, "pretrained_cfg") else model.default_cfg
-        self.mean = tuple(published.get("mean", (0.485, 0.456, 0.406)))
-        self.std = tuple(published.get("std", (0.229, 0.224, 0.225)))
+        self.mean = tuple(published.get("mean", IMAGENET_DEFAULT_MEAN))
+        self.std = tuple(published.get("std", IMAGENET_DEFAULT_STD))
         fixed = bool(published.get("fixed_input_size")) and not options.get("dynamic_img_size")
         side = options.get("img_size", published.get("input_size", (3, 224, 224))[-1])
         self.fixed_size = None if not fixed else (side, side) if isinstance(side, int) else tuple(side)

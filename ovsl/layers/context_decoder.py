@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
+
+from ovsl.layers.attention import attend
 
 
 class _Attention(nn.Module):
@@ -19,12 +20,8 @@ class _Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        q, k, v = [
-            projection(tokens).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
-            for projection, tokens in ((self.q_proj, query), (self.k_proj, memory), (self.v_proj, memory))
-        ]
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.dropout(self.proj(mixed.transpose(1, 2).flatten(2)))
+        mixed = attend(self.q_proj(query), self.k_proj(memory), self.v_proj(memory), self.num_heads)
+        return self.dropout(self.proj(mixed))
 
 
 class _Layer(nn.Module):
@@ -75,7 +72,7 @@ class ContextDecoder(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, text: Tensor, visual: Tensor) -> Tensor:
-        """Texts ``(B, K, C)`` and image tokens ``(B, N, C)`` -> what the image adds to the texts, ``(B, K, C)``."""
+        """Texts `(B, K, C)` and image tokens `(B, N, C)` -> what the image adds to the texts, `(B, K, C)`."""
         memory = self.memory_proj(visual)
         text = self.text_proj(text)
         for layer in self.decoder:

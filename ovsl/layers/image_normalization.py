@@ -1,4 +1,4 @@
-"""Normalisation of images on the device, for encoders that are not CLIP's."""
+"""Normalisation of images on the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class ImageNormalization(nn.Module):
-    """Brings uint8 images to the range that an encoder was trained with.
+    """Bring uint8 images to the value range that an encoder was trained with.
 
     Args:
         mean: Channel means for values in 0..1.
@@ -25,6 +25,6 @@ class ImageNormalization(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 RGB 0..255, or floating point 0..1, ``(..., 3, H, W)`` -> the same shape, normalised."""
+        """uint8 RGB 0..255, or floating point 0..1, `(..., 3, H, W)` -> the same shape, normalised."""
         values = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         return (values - self.mean) / self.std

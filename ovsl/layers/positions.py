@@ -1,17 +1,21 @@
-"""Sine position encoding of feature maps."""
+"""Positions of the cells of a map: sine encodings, and learned grids brought to another size."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+PositionMode = Literal["bicubic", "bilinear"]
 
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Encode the cells of a map by sines and cosines of their normalised coordinates.
 
-    The two-dimensional form of DETR (arXiv 2005.12872, appendix A.4) with coordinates scaled to ``(0, 2 pi]``; half of
+    The two-dimensional form of DETR (arXiv 2005.12872, appendix A.4) with coordinates scaled to `(0, 2 pi]`; half of
     the channels speak of the row, half of the column.
 
     Args:
@@ -21,7 +25,7 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device 
         device: Where to build it.
 
     Returns:
-        ``(height * width, channels)`` float32, rows first.
+        `(height * width, channels)` float32, rows first.
     """
     half = channels // 2
     exponents = torch.arange(half, device=device, dtype=torch.float32) // 2 * 2 / half
@@ -35,3 +39,22 @@ def sine_positions(height: int, width: int, channels: int, device: torch.device 
     rows = encode(height)[:, None].expand(height, width, half)
     columns = encode(width)[None].expand(height, width, half)
     return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+def interpolate_positions(positions: Tensor, grid: tuple[int, int], mode: PositionMode = "bicubic") -> Tensor:
+    """Resize a learned square position grid, the class row untouched.
+
+    Args:
+        positions: `(1 + g*g, width)`, class row first.
+        grid: Wanted grid `(h, w)`.
+        mode: Interpolation, without antialiasing, `align_corners=False`.
+
+    Returns:
+        `(1 + h*w, width)`.
+    """
+    side = int((positions.shape[0] - 1) ** 0.5)
+    if grid == (side, side):
+        return positions
+    patches = positions[1:].view(1, side, side, -1).permute(0, 3, 1, 2)
+    patches = functional.interpolate(patches, size=grid, mode=mode, align_corners=False)
+    return torch.cat([positions[:1], patches.flatten(2).squeeze(0).T])

@@ -12,7 +12,7 @@ from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import average_windows, resize
 from ovsl.inference.multi_scale import MultiScale
 from ovsl.methods.denseclip import DenseCLIP, official
-from ovsl.methods.denseclip.module import ContextTextClassifier
+from ovsl.methods.denseclip.text import ContextTextClassifier
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
 from tests.golden.windows import RectangularWindow

@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.clip import CLIPSettings, ConvNeXtTower, TextEmbeddings
 from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.inference.instance import instances
 from ovsl.inference.panoptic import panoptic_maps
@@ -263,13 +263,11 @@ class Recorder:
 def ensemble_tensors(
     module: FCCLIP, coarsest: Tensor, class_logits: Tensor, mask_logits: Tensor, text: TextEmbeddings
 ) -> dict[str, Tensor]:
-    from ovsl.clip.convolutional import embed_masks
-
     masks = pooling_masks(mask_logits, coarsest)
     frozen_logits = module.out_of_vocabulary_logits(coarsest, masks, text)
     return {
         "ensemble/mask_for_pooling": resize(mask_logits, (coarsest.shape[2], coarsest.shape[3])),
-        "ensemble/pooled_clip_embedding": embed_masks(module.clip.visual, coarsest, masks),
+        "ensemble/pooled_clip_embedding": module.tower.embed_masks(coarsest, masks),
         "ensemble/out_vocab_logits": frozen_logits,
         "ensemble/in_vocab_probs": class_logits[..., :-1].softmax(-1),
         "ensemble/out_vocab_probs": frozen_logits[..., :-1].softmax(-1),
@@ -280,7 +278,7 @@ def ensemble_tensors(
 
 def clear_meaningless(out: dict[str, Tensor], io: dict[str, Tensor], module: FCCLIP) -> None:
     """Empty masks under attention pooling: the official value depends on the PyTorch version and is never used."""
-    if hasattr(module.clip.visual, "trunk"):
+    if isinstance(module.tower, ConvNeXtTower):
         return
     empty = io["ensemble/valid_mask"] == 0
     for name in ("pooled_clip_embedding", "out_vocab_logits", "out_vocab_probs"):

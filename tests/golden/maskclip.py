@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import FrozenCLIP, TextClassifier, TextEmbeddings, build_network, vit
+from ovsl.clip import FrozenCLIP, TextClassifier, TextEmbeddings, ViTTower, build_network
+from ovsl.clip.image_tower import run_value_block
 from ovsl.inference import DensePrediction, average_windows, resize
+from ovsl.layers import interpolate_positions
 from ovsl.layers.similarity import cosine_scores
 from tests.golden.harness import Case
 from tests.golden.windows import RectangularWindow
@@ -65,7 +67,7 @@ def compute(case: Case) -> dict[str, Tensor]:
     meta, io = case.meta, case.io
     case.check_keys(KNOWN_KEYS)
     clip = build(case)
-    visual = clip.visual
+    tower = clip.require_tower(ViTTower, "MaskCLIP")
     out: dict[str, Tensor] = {}
     with torch.no_grad():
         if has_text_tower(case):
@@ -82,32 +84,32 @@ def compute(case: Case) -> dict[str, Tensor]:
             text = io["class_embeddings"]
 
         image = clip.normalize(io["image"])
-        tokens, grid = vit.embed_patches(visual, image)
-        *_, (before_last, _), (plain, _) = vit.intermediate_tokens(visual, image)
-        value = vit.run_value_block(visual.transformer.resblocks[-1], before_last)
-        features = vit.project_patches(visual, value, grid)
-        plain_features = vit.project_patches(visual, plain, grid)
+        tokens, grid = tower.stem(image)
+        *_, (before_last, _), (plain, _) = tower.intermediate_tokens(image)
+        value = run_value_block(tower.blocks[-1], before_last)
+        features = tower.project_patches(value, grid)
+        plain_features = tower.project_patches(plain, grid)
         scores = cosine_scores(features, text)
         temperature = meta["temperature"]
         out |= {
             "norm_image": image,
-            "pos_embed_resized": vit.interpolate_positions(visual.positional_embedding, grid),
+            "pos_embed_resized": interpolate_positions(tower.visual.positional_embedding, grid),
             "block_m2_out": before_last,
             "value_path_out": value,
-            "ln_post_map": visual.ln_post(value[:, 1:]).transpose(1, 2).unflatten(2, grid),
+            "ln_post_map": tower.visual.ln_post(value[:, 1:]).transpose(1, 2).unflatten(2, grid),
             "feat": features,
             "cosine": scores,
             "prob": (temperature * scores).softmax(1),
             "plain_feat": plain_features,
             "plain_prob": (temperature * cosine_scores(plain_features, text)).softmax(1),
         }
-        torch.testing.assert_close(vit.dense_features(visual, image, "value"), features)
-        torch.testing.assert_close(vit.dense_features(visual, image, "attention"), plain_features)
+        torch.testing.assert_close(tower.dense_features(image, "value"), features)
+        torch.testing.assert_close(tower.dense_features(image, "attention"), plain_features)
 
         embeddings = TextEmbeddings(functional.normalize(text, dim=1), torch.arange(len(text)), len(text))
 
         def predict(images: Tensor) -> DensePrediction:
-            cosine = cosine_scores(vit.dense_features(visual, clip.normalize(images), "value"), embeddings.vectors)
+            cosine = cosine_scores(tower.dense_features(clip.normalize(images), "value"), embeddings.vectors)
             return DensePrediction((temperature * cosine).softmax(1))
 
         slide, slide_image = meta["slide"], io["slide_image"]

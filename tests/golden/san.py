@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import CLIPSettings, TextEmbeddings, vit
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.losses import MaskTargets, uncertain_points
 from ovsl.methods.san import SAN, SideAdapterSettings
@@ -185,21 +185,21 @@ def evaluate(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor
     for index, block in enumerate(side.blocks):
         watch(block, f"eval.side_block.{index}", lambda o: o)
     prediction = module.predict_masks(batch, text)
-    (level,) = module.network(module.clip.visual, batch)
+    (level,) = module.network(module.tower, batch)
     for hook in hooks:
         hook.remove()
 
     clip_input = module.network.clip_input(batch)
     num_shallow_blocks = module.network.num_shallow_blocks
-    features = [tokens for tokens, _ in vit.intermediate_tokens(module.clip.visual, clip_input)]
-    *_, (_, clip_grid) = vit.intermediate_tokens(module.clip.visual, clip_input)
+    features = [tokens for tokens, _ in module.tower.intermediate_tokens(clip_input)]
+    *_, (_, clip_grid) = module.tower.intermediate_tokens(clip_input)
     for index, tokens in enumerate(features[: num_shallow_blocks + 1]):
         out[f"eval.clip_feat.{index}"] = tokens[:, 1:].transpose(1, 2).unflatten(2, clip_grid)
     biases = watched.pop("biases")
     pooled = pool_biases(biases, clip_grid)
     shallow = features[num_shallow_blocks]
     torch.testing.assert_close(
-        level.mask_embeddings, recognize_literally(module.clip.visual, shallow, pooled, num_shallow_blocks)
+        level.mask_embeddings, recognize_literally(module.tower, shallow, pooled, num_shallow_blocks)
     )
     logits = module.class_logits(level.mask_embeddings, text)
     torch.testing.assert_close(prediction.class_scores, logits.softmax(2)[..., :-1])

@@ -81,9 +81,9 @@ def build(case: Case) -> ZegCLIP:
     )
     assert head["embed_dims"] == backbone["output_dim"]
     official.convert(case.weights, module)
-    module.clip.mean.copy_(torch.tensor(meta["norm_mean"]).view(3, 1, 1) / 255)
-    module.clip.std.copy_(torch.tensor(meta["norm_std"]).view(3, 1, 1) / 255)
-    module.clip.freeze(trainable_clip(case, [name for name, _ in module.clip.visual.named_parameters()]))
+    module.normalize.mean.copy_(torch.tensor(meta["norm_mean"]).view(3, 1, 1) / 255)
+    module.normalize.std.copy_(torch.tensor(meta["norm_std"]).view(3, 1, 1) / 255)
+    module.clip.freeze(trainable_clip(case, [name for name, _ in module.tower.visual.named_parameters()]))
     seen = tuple(index in meta["base_class"] for index in range(len(meta["class_names"])))
     words = tuple((name,) for name in meta["class_names"])
     colors = tuple((0, 0, 0) for _ in words)
@@ -137,7 +137,9 @@ def embed_text(case: Case, module: ZegCLIP) -> tuple[TextEmbeddings, dict[str, T
     cache = module.text_classifier._cache
     cache[tuple((name,) for name in vocabulary.classes)] = text
     subset = vocabulary.subset(vocabulary.seen_indices)
-    cache[tuple((name,) for name in subset.classes)] = text.select(vocabulary.seen_indices)
+    rows = vocabulary.seen_indices
+    seen = TextEmbeddings(vectors[rows], index[: len(rows)], len(rows), torch.ones(len(rows), dtype=torch.bool))
+    cache[tuple((name,) for name in subset.classes)] = seen
     return text, out
 
 
@@ -145,12 +147,12 @@ def compute(case: Case) -> dict[str, Tensor]:
     meta, io = case.meta, case.io
     check_options(case)
     module = build(case).eval()
-    encoder, decoder, visual = module.network.encoder, module.network.decoder, module.clip.visual
+    encoder, decoder, tower = module.network.encoder, module.network.decoder, module.tower
     with torch.no_grad():
         text, out = embed_text(case, module)
-        images = module.clip.normalize(unnormalized(case, "img"))
-        out["backbone.conv1"] = visual.conv1(images)
-        embedded, _ = encoder.embed(visual, images)
+        images = module.normalize(unnormalized(case, "img"))
+        out["backbone.conv1"] = tower.visual.conv1(images)
+        embedded, _ = encoder.embed(tower, images)
         out["backbone.ln_pre"] = embedded
         if encoder.num_prompts:
             projected = encoder.prompts()
@@ -158,13 +160,13 @@ def compute(case: Case) -> dict[str, Tensor]:
             out |= {f"backbone.prompt_proj{first + row}": prompts for row, prompts in enumerate(projected)}
             if encoder.deep_layers >= 0:
                 out["backbone.prompt_proj0"] = projected[:1]
-        for index, tokens in enumerate(encoder.intermediate_tokens(visual, embedded)):
+        for index, tokens in enumerate(encoder.intermediate_tokens(tower, embedded)):
             out[f"backbone.block{index}"] = tokens.transpose(0, 1)
         if encoder.has_prompt_norm:
             tokens = encoder.prompt_norm(tokens)
             out["backbone.prompt_norm"] = tokens.transpose(0, 1)
-        out["backbone.ln_post"] = visual.ln_post(tokens)
-        patches, image_embeddings = encoder(visual, images)
+        out["backbone.ln_post"] = tower.visual.ln_post(tokens)
+        patches, image_embeddings = encoder(tower, images)
         descriptors = decoder.descriptors(text.vectors, image_embeddings)
         queries = decoder.q_proj(descriptors)
         out |= {

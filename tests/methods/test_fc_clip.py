@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from ovsl.clip import CLIPSettings, FrozenCLIP, TextEmbeddings
-from ovsl.clip.convolutional import embed_masks
 from ovsl.errors import InputError
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
@@ -180,22 +179,22 @@ def test_the_best_synonym_speaks_for_its_class() -> None:
 
 def test_an_empty_mask_is_finite_under_both_poolings() -> None:
     for tower in (CONVNEXT, RESNET):
-        visual = build(tower).clip.visual
+        module = build(tower)
         channels = 24 if tower is CONVNEXT else 256
         masks = torch.zeros(1, 2, 2, 3, dtype=torch.bool)
         masks[0, 1, 0, 0] = True
-        embedded = embed_masks(visual, torch.randn(1, channels, 2, 3), masks)
+        embedded = module.tower.embed_masks(torch.randn(1, channels, 2, 3), masks)
         assert embedded.shape == (1, 2, 16)
         assert embedded.isfinite().all()
 
 
 def test_pooling_reads_nothing_outside_the_mask() -> None:
-    visual = build(CONVNEXT).clip.visual
+    tower = build(CONVNEXT).tower
     features, masks = torch.randn(1, 24, 2, 3), torch.zeros(1, 1, 2, 3, dtype=torch.bool)
     masks[0, 0, 1] = True
-    before = embed_masks(visual, features, masks)
+    before = tower.embed_masks(features, masks)
     features[:, :, 0] += 5
-    assert torch.equal(embed_masks(visual, features, masks), before)
+    assert torch.equal(tower.embed_masks(features, masks), before)
 
 
 def test_padding_goes_to_the_bottom_and_right() -> None:

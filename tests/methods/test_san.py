@@ -61,17 +61,17 @@ def text(num_classes=4):
 @pytest.mark.parametrize("layers", [1, 2])
 def test_shared_recognition_equals_the_literal_form(heads, layers):
     """Three levels at once, without what is cut, against one complete matrix for each level; gradients too."""
-    visual = build(clip=CLIP).clip.visual
+    tower = build(clip=CLIP).tower
     tokens = torch.randn(2, 1 + 12, 24, dtype=torch.float64)
     biases = [3 * torch.randn(layers, 2, heads, 4, 12, dtype=torch.float64) for _ in range(3)]
-    visual.double()
+    tower.visual.double()
     results = []
     for form in ("shared", "literal"):
         inputs = [tensor.clone().requires_grad_() for tensor in (tokens, *biases)]
         if form == "shared":
-            embeddings = recognize(visual, inputs[0], torch.cat(inputs[1:], dim=3), 3)
+            embeddings = recognize(tower, inputs[0], torch.cat(inputs[1:], dim=3), 3)
         else:
-            embeddings = torch.cat([recognize_literally(visual, inputs[0], bias, 3) for bias in inputs[1:]], dim=1)
+            embeddings = torch.cat([recognize_literally(tower, inputs[0], bias, 3) for bias in inputs[1:]], dim=1)
         weights = torch.arange(embeddings.numel(), dtype=torch.float64).cos().view_as(embeddings)
         results.append((embeddings, torch.autograd.grad((embeddings * weights).sum(), inputs)))
     torch.testing.assert_close(results[0], results[1], atol=1e-10, rtol=1e-8)
@@ -141,7 +141,7 @@ def test_the_network_compiles_as_one_graph(module):
     compiled = torch.compile(module.network, backend="eager", fullgraph=True)
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        ours, plain = compiled(module.clip.visual, images), module.network(module.clip.visual, images)
+        ours, plain = compiled(module.tower, images), module.network(module.tower, images)
     assert torch.equal(ours[0].mask_embeddings, plain[0].mask_embeddings)
 
 
@@ -181,12 +181,12 @@ def test_published_sizes(name, trainable, total, giga_macs):
         assert sum(p.numel() for p in module.parameters()) == total
         for size, published in zip(((640, 640), (640, 864)), giga_macs, strict=True):
             with FlopCounterMode(display=False) as counter:
-                module.network(module.clip.visual, torch.empty(1, 3, *size))
+                module.network(module.tower, torch.empty(1, 3, *size))
             assert round(counter.get_total_flops() / 2e9, 2 if published < 90 else 1) == published
             # The shared form does less for the same result.
             module.network.recognition = "shared"
             with FlopCounterMode(display=False) as cheaper:
-                module.network(module.clip.visual, torch.empty(1, 3, *size))
+                module.network(module.tower, torch.empty(1, 3, *size))
             assert cheaper.get_total_flops() < 0.97 * counter.get_total_flops()
             module.network.recognition = "literal"
 
@@ -255,7 +255,7 @@ def test_convert_compares_the_frozen_clip_with_a_pretrained_one(module):
         convert(other, module)
     module.clip.pretrained = None
     convert(other, module)
-    assert torch.equal(module.clip.visual.proj, other["clip_rec_head.proj"])
+    assert torch.equal(module.tower.visual.proj, other["clip_rec_head.proj"])
 
 
 def test_convert_refuses_what_does_not_fit(module):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.errors import InputError
+from ovsl.layers import interpolate_positions
 from ovsl.methods import ZegCLIP
 from ovsl.methods.zegclip import official
 from ovsl.methods.zegclip.module import pseudo_labels
@@ -138,7 +139,9 @@ def test_a_class_is_scored_independently_of_the_other_classes() -> None:
     module = build().eval()
     some = [3, 17, 19]
     images = batch()["image"]
-    few = module(images, text(module).select(some)).semantic_scores((16, 16))
+    assert module.training_vocabulary is not None
+    chosen = module.text_classifier(module.training_vocabulary.subset(some))
+    few = module(images, chosen).semantic_scores((16, 16))
     torch.testing.assert_close(few, scores(module, images)[:, some])
 
 
@@ -164,11 +167,21 @@ def test_grids_need_be_neither_square_nor_even(options: dict[str, int], size: tu
     assert module.mask_logits(images, text(module)).shape == (1, 20, size[0] // 4, size[1] // 4)
 
 
+def test_images_are_normalised_as_published_and_the_clip_keeps_its_own() -> None:
+    published, plain = build(), build(normalization="clip")
+    assert torch.equal(published.clip.mean, plain.clip.mean)
+    assert plain.normalize is plain.clip.normalize
+    image = torch.full((1, 3, 1, 1), 255, dtype=torch.uint8)
+    expected = (255 - torch.tensor([123.675, 116.28, 103.53])) / torch.tensor([58.395, 57.12, 57.375])
+    torch.testing.assert_close(published.normalize(image).flatten(), expected)
+    assert not [name for name in published.state_dict() if "normalize" in name]
+
+
 def test_deep_prompts_do_not_outlive_their_block() -> None:
     module = build(num_prompts=5, deep_prompt_layers=1).eval()
-    encoder, visual = module.network.encoder, module.clip.visual
-    tokens, _ = encoder.embed(visual, torch.randn(1, 3, 16, 16))
-    assert [t.shape[1] for t in encoder.intermediate_tokens(visual, tokens)] == [1 + 5 + 16, 1 + 5 + 16, 1 + 16]
+    encoder, tower = module.network.encoder, module.tower
+    tokens, _ = encoder.embed(tower, torch.randn(1, 3, 16, 16))
+    assert [t.shape[1] for t in encoder.intermediate_tokens(tower, tokens)] == [1 + 5 + 16, 1 + 5 + 16, 1 + 16]
 
 
 def test_the_baseline_of_the_ablation_has_neither_prompts_nor_descriptor() -> None:
@@ -232,12 +245,10 @@ def test_a_release_on_another_clip_is_refused(release: dict[str, Tensor]) -> Non
 
 
 def test_positions_stored_at_the_training_size_agree_with_those_of_the_clip(release: dict[str, Tensor]) -> None:
-    from ovsl.clip import vit
-
     module = released_module()
     official.convert(release, module)
     module.clip.pretrained = "openai"
-    resized = vit.interpolate_positions(release["backbone.positional_embedding"].float(), (6, 6), "bilinear")
+    resized = interpolate_positions(release["backbone.positional_embedding"].float(), (6, 6), "bilinear")
     official.convert({**release, "backbone.positional_embedding": resized}, module)
     with pytest.raises(InputError, match="positional_embedding"):
         official.convert({**release, "backbone.positional_embedding": resized.flip(0)}, module)

@@ -53,7 +53,7 @@ def test_a_converted_release_loads_into_a_new_process_and_says_what_it_was_train
     release = load_file(RELEASE)
     prompts = release["backbone.deep_prompt_embeddings"].float()
     assert torch.equal(module.network.encoder.deep_prompt_embeddings, prompts)
-    assert torch.equal(module.clip.visual.proj, release["backbone.proj"].float())
+    assert torch.equal(module.tower.visual.proj, release["backbone.proj"].float())
     assert module.training_vocabulary is not None
     assert len(module.training_vocabulary.seen_indices) == 15
 

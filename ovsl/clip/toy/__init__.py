@@ -1,4 +1,4 @@
-"""The two small CLIPs of the toy world that travel with the package; ``README.md`` says what they were trained with."""
+"""The two small CLIPs of the toy world that travel with the package; `README.md` says what they were trained with."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class ToyCLIP:
     """A loaded toy CLIP.
 
     Attributes:
-        model: open_clip ``CLIP`` in evaluation mode, float32, exact GELU.
+        model: open_clip `CLIP` in evaluation mode, float32, exact GELU.
         mean: Channel means of the image normalisation, for values in 0..1.
         std: Channel standard deviations, likewise.
-        config: open_clip model configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``).
+        config: open_clip model configuration (`embed_dim`, `vision_cfg`, `text_cfg`).
         known_tokens: Token ids that occurred in training; the embeddings of all others are zero.
     """
 
@@ -43,8 +43,8 @@ def load_toy_clip(name: str, folder: Path | None = None) -> ToyCLIP:
     """Load a toy CLIP.
 
     Args:
-        name: ``toy_vit`` or ``toy_convnext``.
-        folder: Where ``<name>.json`` and ``<name>.safetensors`` lie; the package's own by default.
+        name: `toy_vit` or `toy_convnext`.
+        folder: Where `<name>.json` and `<name>.safetensors` lie; the package's own by default.
 
     Raises:
         InputError: There is no such model.
@@ -80,9 +80,9 @@ def save_toy_clip(
     Args:
         name: Stem of the two files.
         folder: Created if need be.
-        weights: State dict of the open_clip model, ``token_embedding.weight`` holding only the rows of ``token_ids``.
-        token_ids: Ids of those rows, ``(N,)``.
-        config: open_clip model configuration, with the tokenizer's full ``vocab_size``.
+        weights: State dict of the open_clip model, `token_embedding.weight` holding only the rows of `token_ids`.
+        token_ids: Ids of those rows, `(N,)`.
+        config: open_clip model configuration, with the tokenizer's full `vocab_size`.
         mean: Channel means of the image normalisation.
         std: Channel standard deviations.
     """

@@ -76,6 +76,8 @@ class CLIPLightweight(ClosedSetModule):
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
 
+    image_tower = "unused"
+
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
@@ -110,8 +112,6 @@ class CLIPLightweight(ClosedSetModule):
             raise InputError(
                 "model.num_classes is for model.decoder: fpn_concat, and needed there; set both or neither."
             )
-        # The image tower of the CLIP is not used.
-        del self.clip.model.visual
         dim = self.clip.embedding_dimension
         pyramid = Backbone(backbone, backbone_pretrained, backbone_options)
         channels = pyramid.channels[-1]

@@ -21,14 +21,11 @@ from ovsl.layers import (
     FeaturePyramid,
     MultiHeadAttention,
     SemanticFPNHead,
+    attend,
     score_map,
 )
 
 Bridge = Literal["both", "v2t", "t2v", "none"]
-
-
-def _split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
 
 
 class VisionToText(nn.Module):
@@ -49,10 +46,8 @@ class VisionToText(nn.Module):
 
     def forward(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Tokens ``(B, K, Z)`` and map ``(B, D, h, w)`` -> tokens ``(B, K, Z)``."""
-        query = _split_heads(self.query(self.norm(tokens)), self.num_heads)
-        cells = _split_heads(features.flatten(2).transpose(1, 2), self.num_heads)
-        mixed = functional.scaled_dot_product_attention(query, cells, cells)
-        return tokens + self.output(mixed.transpose(1, 2).flatten(2))
+        cells = features.flatten(2).transpose(1, 2)
+        return tokens + self.output(attend(self.query(self.norm(tokens)), cells, cells, self.num_heads))
 
 
 class TextToVision(nn.Module):
@@ -74,10 +69,9 @@ class TextToVision(nn.Module):
     def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
         """Map ``(B, D, h, w)`` and tokens ``(B, K, Z)`` -> map ``(B, D, h, w)``."""
         tokens = self.norm(tokens)
-        key, value = (_split_heads(part(tokens), self.num_heads) for part in (self.key, self.value))
-        query = _split_heads(features.flatten(2).transpose(1, 2), self.num_heads)
-        mixed = functional.scaled_dot_product_attention(query, key, value)
-        return features + mixed.permute(0, 1, 3, 2).flatten(1, 2).view_as(features)
+        cells = features.flatten(2).transpose(1, 2)
+        mixed = attend(cells, self.key(tokens), self.value(tokens), self.num_heads)
+        return features + mixed.transpose(1, 2).unflatten(2, features.shape[2:])
 
 
 class TextFormer(nn.Module):

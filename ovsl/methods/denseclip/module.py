@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor
 
-from ovsl.clip import FrozenCLIP, TextEmbeddings, TextEncoder
+from ovsl.clip import ResNetTower, TextEmbeddings, TextEncoder, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
@@ -22,71 +21,11 @@ from ovsl.methods.denseclip.network import (
     BackboneEncoder,
     DenseCLIPNetwork,
     DenseCLIPOutput,
-    LearnedContexts,
     ResNetEncoder,
     ViTEncoder,
 )
+from ovsl.methods.denseclip.text import ContextTextClassifier, LearnedContexts
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.vocabulary import Vocabulary
-
-
-class ContextTextClassifier:
-    """Embeds vocabularies with learned contexts in place of templates; gradients flow to the contexts.
-
-    Without gradients the result is kept until the contexts change.
-
-    Args:
-        clip: The model whose text tower is used.
-        contexts: The learned contexts.
-        name_length: Tokens of a class name, start and end included.
-        renamed: Names to show in place of those of the vocabulary.
-    """
-
-    def __init__(
-        self, clip: FrozenCLIP, contexts: LearnedContexts, name_length: int, renamed: dict[str, str] | None = None
-    ) -> None:
-        self.clip = clip
-        self.contexts = contexts
-        self.name_length = name_length
-        self.renamed = renamed or {}
-        self._tokens: dict[tuple[str, ...], Tensor] = {}
-        self._cache: dict[tuple[str, ...], tuple[int, TextEmbeddings]] = {}
-
-    def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """Text embeddings ``(K, D)`` of the principal names, not normalised.
-
-        Raises:
-            InputError: A name has more tokens than fit.
-        """
-        names = tuple(self.renamed.get(name, name) for name in vocabulary.classes)
-        tokens = self.tokenize(names)
-        # In-place updates raise the version of a parameter, by an optimiser as by a checkpoint.
-        version = self.contexts.contexts._version
-        if torch.is_grad_enabled():
-            return self._embed(tokens)
-        kept = self._cache.get(names)
-        if kept is None or kept[0] != version or kept[1].vectors.device != tokens.device:
-            kept = self._cache[names] = (version, self._embed(tokens))
-        return kept[1]
-
-    def tokenize(self, names: tuple[str, ...]) -> Tensor:
-        """Token ids ``(K, name_length)``."""
-        device = self.clip.mean.device
-        if names not in self._tokens:
-            tokens = self.clip.tokenize(names)
-            for name, row in zip(names, tokens, strict=True):
-                length = int(row.argmax()) + 1
-                if length > self.name_length:
-                    raise InputError(
-                        f"The class name {name!r} has {length - 2} tokens, but DenseCLIP was set up for at most "
-                        f"{self.name_length - 2}; shorten it, or raise model.name_length."
-                    )
-            self._tokens[names] = tokens[:, : self.name_length]
-        return self._tokens[names].to(device)
-
-    def _embed(self, tokens: Tensor) -> TextEmbeddings:
-        vectors = self.contexts(self.clip.text, tokens)
-        return TextEmbeddings(vectors, torch.arange(len(vectors), device=vectors.device), len(vectors))
 
 
 class DenseCLIP(ClosedSetModule):
@@ -132,6 +71,8 @@ class DenseCLIP(ClosedSetModule):
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`; ``templates`` and ``synonyms`` are not used.
     """
 
+    image_tower = "trained"
+
     def __init__(
         self,
         num_classes: int,
@@ -166,26 +107,23 @@ class DenseCLIP(ClosedSetModule):
         if open_vocabulary and not language_guidance:
             raise InputError("open_vocabulary predicts with the score map, which needs language_guidance: true.")
         dim = self.clip.embedding_dimension
-        # The image tower trains: it moves to the network, and what stays in the CLIP is what is frozen.
-        visual: Any = self.clip.model.visual
-        del self.clip.model.visual
-        visual.requires_grad_().train()
+        tower = self.clip.take_image_tower()
         encoder: ResNetEncoder | ViTEncoder | BackboneEncoder
-        self.backbone_normalization: ImageNormalization | None = None
+        self.normalize = self.clip.normalize
         if backbone is not None:
             pyramid = Backbone(backbone, backbone_pretrained, backbone_options)
-            self.backbone_normalization = ImageNormalization(pyramid.mean, pyramid.std)
+            self.normalize = ImageNormalization(pyramid.mean, pyramid.std)
             encoder = BackboneEncoder(pyramid, dim, input_resolution // 32, language_guidance)
-        elif isinstance(visual, ModifiedResNet):
-            encoder = ResNetEncoder(visual, input_resolution // 32, language_guidance)
-        elif hasattr(visual, "class_embedding"):
-            blocks = len(visual.transformer.resblocks)
+        elif isinstance(tower, ResNetTower):
+            encoder = ResNetEncoder(tower, input_resolution // 32, language_guidance)
+        elif isinstance(tower, ViTTower):
+            blocks = tower.num_layers
             out_indices = out_indices or tuple(blocks * part // 12 - 1 for part in (4, 6, 8, 12))
             if len(out_indices) != 4 or not all(0 <= index < blocks for index in out_indices):
                 raise InputError(f"out_indices is {list(out_indices)}; give four block numbers from 0 to {blocks - 1}.")
             encoder = ViTEncoder(
-                visual,
-                input_resolution // visual.conv1.kernel_size[0],
+                tower,
+                input_resolution // tower.patch_size,
                 language_guidance,
                 out_indices,
                 drop_path,
@@ -232,10 +170,6 @@ class DenseCLIP(ClosedSetModule):
         return ContextTextClassifier(self.clip, self.contexts, self.name_length, self.class_names)
 
     # Prediction ----------------------------------------------------------------------------------------------------
-
-    def normalize(self, images: Tensor) -> Tensor:
-        """Images uint8, or 0..1, ``(B, 3, H, W)`` -> normalised as the image encoder expects."""
-        return (self.backbone_normalization or self.clip.normalize)(images)
 
     def run_network(self, images: Tensor, text: TextEmbeddings, with_head: bool = True) -> DenseCLIPOutput:
         """Images uint8 ``(B, 3, H, W)`` -> logits of the head and score map."""

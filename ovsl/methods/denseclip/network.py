@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from ovsl.clip.convolutional import stage_channels, stage_features
-from ovsl.clip.vit import attend, interpolate_positions
-from ovsl.layers import Backbone, ContextDecoder, DenseAttentionPool, FeaturePyramid, SemanticFPNHead, score_map
+from ovsl.clip import ResNetTower, ViTTower
+from ovsl.clip.image_tower import run_block
+from ovsl.layers import (
+    Backbone,
+    ContextDecoder,
+    DenseAttentionPool,
+    FeaturePyramid,
+    SemanticFPNHead,
+    interpolate_positions,
+    score_map,
+)
 
 
 @dataclass(frozen=True)
@@ -35,19 +41,19 @@ class ResNetEncoder(nn.Module):
     """CLIP's ResNet with attention pooling at every position of its last map.
 
     Args:
-        visual: open_clip ``ModifiedResNet``; it becomes part of this module and trains.
-        grid: Side of the position grid of the pool, to which that of ``visual`` is resized once.
+        tower: The image tower; it becomes part of this module and trains.
+        grid: Side of the position grid of the pool, to which that of ``tower`` is resized once.
         with_language: Whether cells are embedded in the joint space.
     """
 
     score_level = 3
 
-    def __init__(self, visual: ModifiedResNet, grid: int, with_language: bool = True) -> None:
+    def __init__(self, tower: ResNetTower, grid: int, with_language: bool = True) -> None:
         super().__init__()
-        pool = visual.attnpool
-        visual.attnpool = nn.Identity()
-        self.visual = visual
-        self.channels = tuple(stage_channels(visual))
+        self.tower = tower
+        self.visual = tower.visual  # the module, whose name stands in checkpoints
+        pool, self.visual.attnpool = self.visual.attnpool, nn.Identity()
+        self.channels = tower.stage_channels
         self.pool: DenseAttentionPool | None = None
         if with_language:
             self.pool = DenseAttentionPool(self.channels[-1], pool.c_proj.out_features, pool.num_heads, grid)
@@ -57,7 +63,7 @@ class ResNetEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Encoded:
         """Normalised images ``(B, 3, H, W)`` -> maps at strides 4, 8, 16, 32 and embeddings at 32."""
-        features = stage_features(self.visual, images)
+        features = self.tower.stage_features(images)
         levels = [features[f"res{number}"] for number in range(2, 6)]
         return Encoded(levels) if self.pool is None else Encoded(levels, *self.pool(levels[-1]))
 
@@ -66,8 +72,8 @@ class ViTEncoder(nn.Module):
     """CLIP's vision transformer with a pyramid made of four of its blocks' outputs.
 
     Args:
-        visual: open_clip ``VisionTransformer``; it becomes part of this module and trains.
-        grid: Side of the position grid, to which that of ``visual`` is resized once.
+        tower: The image tower; it becomes part of this module and trains.
+        grid: Side of the position grid, to which that of ``tower`` is resized once.
         with_language: Whether patches are embedded in the joint space.
         out_indices: Blocks whose outputs are used, 0-based.
         drop_path: Largest rate of stochastic depth, reached linearly at the last block.
@@ -78,7 +84,7 @@ class ViTEncoder(nn.Module):
 
     def __init__(
         self,
-        visual: Any,
+        tower: ViTTower,
         grid: int,
         with_language: bool = True,
         out_indices: Sequence[int] = (3, 5, 7, 11),
@@ -86,17 +92,17 @@ class ViTEncoder(nn.Module):
         repeat_class_embedding: bool = True,
     ) -> None:
         super().__init__()
-        positions = interpolate_positions(visual.positional_embedding.detach(), (grid, grid), "bilinear")
-        visual.positional_embedding = nn.Parameter(positions.clone())
-        width = visual.conv1.out_channels
+        self.tower = tower
+        self.visual = tower.visual  # the module, whose name stands in checkpoints
+        positions = interpolate_positions(self.visual.positional_embedding.detach(), (grid, grid), "bilinear")
+        self.visual.positional_embedding = nn.Parameter(positions.clone())
         if not with_language:
-            visual.ln_post, visual.proj = nn.Identity(), None
-        self.visual = visual
+            self.visual.ln_post, self.visual.proj = nn.Identity(), None
+        width, blocks = tower.width, tower.num_layers
         self.with_language = with_language
         self.out_indices = tuple(out_indices)
         self.repeat_class_embedding = repeat_class_embedding
         self.channels = (width,) * 4
-        blocks = len(visual.transformer.resblocks)
         self.drop_paths = nn.ModuleList(DropPath(drop_path * index / max(blocks - 1, 1)) for index in range(blocks))
         self.scales = nn.ModuleList(
             [
@@ -115,24 +121,16 @@ class ViTEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Encoded:
         """Normalised images ``(B, 3, H, W)`` -> maps at 1/4, 1/2, 1, 2 times the patch, embeddings of patches."""
-        visual = self.visual
-        patches = visual.conv1(images)
-        grid = (patches.shape[2], patches.shape[3])
-        positions = interpolate_positions(visual.positional_embedding, grid, "bilinear")
-        if self.repeat_class_embedding:
-            positions = torch.cat([positions[:1] + visual.class_embedding, positions[1:]])
-        first = visual.class_embedding.expand(len(images), 1, -1)
-        tokens = visual.ln_pre(torch.cat([first, patches.flatten(2).transpose(1, 2)], dim=1) + positions)
+        tokens, grid = self.tower.stem(images, "bilinear", self.repeat_class_embedding)
         outputs = {}
-        for index, (block, drop_path) in enumerate(zip(visual.transformer.resblocks, self.drop_paths, strict=True)):
-            tokens = tokens + drop_path(block.ls_1(attend(block.attn, block.ln_1(tokens))))
-            tokens = tokens + drop_path(block.ls_2(block.mlp(block.ln_2(tokens))))
+        for index, (block, drop_path) in enumerate(zip(self.tower.blocks, self.drop_paths, strict=True)):
+            tokens = run_block(block, tokens, drop_path=drop_path)
             if index in self.out_indices:
                 outputs[index] = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)
         levels = [scale(outputs[index]) for scale, index in zip(self.scales, self.out_indices, strict=True)]
         if not self.with_language:
             return Encoded(levels)
-        embedded = visual.ln_post(tokens) @ visual.proj
+        embedded = self.tower.project(tokens)
         return Encoded(levels, embedded[:, 0], embedded[:, 1:].transpose(1, 2).unflatten(2, grid))
 
 
@@ -163,42 +161,6 @@ class BackboneEncoder(nn.Module):
 def dense_pool(channels: int, embedding_dim: int, grid: int) -> DenseAttentionPool:
     """Attention pool of a backbone that CLIP has never seen: 32 heads, or 8 where 32 does not divide the channels."""
     return DenseAttentionPool(channels, embedding_dim, 8 if channels % 32 else 32, grid)
-
-
-class LearnedContexts(nn.Module):
-    """Context tokens that all classes share, put between the start token and the name (CoOp's form).
-
-    Args:
-        num_contexts: Number of tokens.
-        width: Width of the text tower.
-    """
-
-    def __init__(self, num_contexts: int, width: int) -> None:
-        super().__init__()
-        self.contexts = nn.Parameter(torch.empty(1, num_contexts, width))
-        nn.init.trunc_normal_(self.contexts)
-
-    def forward(self, text_tower: Any, tokens: Tensor) -> Tensor:
-        """Encode class names behind the contexts.
-
-        Args:
-            text_tower: open_clip text tower (the model itself, or its ``text``).
-            tokens: Start, name, end and padding, int64 ``(K, L)``.
-
-        Returns:
-            ``(K, D)``, not normalised.
-        """
-        words = text_tower.token_embedding(tokens)
-        contexts = self.contexts.expand(len(words), -1, -1)
-        sequence = torch.cat([words[:, :1], contexts, words[:, 1:]], dim=1)
-        length = sequence.shape[1]
-        sequence = sequence + text_tower.positional_embedding[:length]
-        sequence = text_tower.transformer(sequence, attn_mask=text_tower.attn_mask[:length, :length])
-        # The end token has the largest id.
-        ends = tokens.argmax(dim=1) + contexts.shape[1]
-        features = text_tower.ln_final(sequence[torch.arange(len(sequence), device=tokens.device), ends])
-        projection = text_tower.text_projection
-        return projection(features) if isinstance(projection, nn.Module) else features @ projection
 
 
 @dataclass(frozen=True)

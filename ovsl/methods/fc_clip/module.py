@@ -10,9 +10,8 @@ import torch
 from jsonargparse import lazy_instance
 from torch import Tensor, nn
 
-from ovsl.clip import SynonymRule, TextEmbeddings, convolutional
+from ovsl.clip import ConvTower, SynonymRule, TextEmbeddings
 from ovsl.data.batches import TrainingBatch
-from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import MaskPrediction, resize
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
@@ -125,14 +124,10 @@ class FCCLIP(SegmentationModule):
             schedule=schedule,
             **kwargs,
         )
-        if not convolutional.is_convolutional(self.clip.visual):
-            raise InputError(
-                f"FCCLIP needs a convolutional CLIP; {self.clip.name!r} is none: "
-                "set model.clip.model to toy_convnext, convnext_large_d_320, RN50 or the like."
-            )
+        self.tower = self.clip.require_tower(ConvTower, "FCCLIP")
         self.network = FCCLIPNetwork(
             PixelDecoder(
-                convolutional.stage_channels(self.clip.visual),
+                self.tower.stage_channels,
                 pixel_decoder.width,
                 mask_decoder.width,
                 pixel_decoder.num_heads,
@@ -165,7 +160,7 @@ class FCCLIP(SegmentationModule):
     def backbone_features(self, images: Tensor) -> list[Tensor]:
         """Maps of the frozen tower: normalised ``(B, 3, H, W)`` -> stride 4, 8, 16 and 32, without gradient."""
         with torch.no_grad():
-            stages = convolutional.stage_features(self.clip.visual, images)
+            stages = self.tower.stage_features(images)
         return [stages[name] for name in ("res2", "res3", "res4", "res5")]
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
@@ -217,7 +212,7 @@ class FCCLIP(SegmentationModule):
 
     def out_of_vocabulary_logits(self, coarsest: Tensor, masks: Tensor, text: TextEmbeddings) -> Tensor:
         """Class logits of the frozen CLIP for regions of its last map: ``(B, Q, C + 1)``, void last."""
-        embeddings = convolutional.embed_masks(self.clip.visual, coarsest, masks)
+        embeddings = self.tower.embed_masks(coarsest, masks)
         return self.network.classify(embeddings, text, self.clip.model.logit_scale)  # type: ignore[arg-type]
 
     def words(self, vocabulary: Vocabulary) -> Words:

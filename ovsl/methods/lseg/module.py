@@ -8,6 +8,7 @@ from typing import Any, Literal
 import timm
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from timm.data import constants
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,18 +26,6 @@ from ovsl.vocabulary import Vocabulary
 
 REASSEMBLE = {16: (256, 512, 1024, 1024), 32: (96, 192, 384, 768)}
 OTHERS = "others"
-
-
-class RenamingClassifier(TextClassifier):
-    """Text classifier that shows some classes to the text tower under another name."""
-
-    def __init__(self, *args: Any, renamed: dict[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.renamed = renamed
-
-    def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
-        """See :meth:`TextClassifier.prompts`."""
-        return super().prompts([[self.renamed.get(name, name) for name in group] for group in names])
 
 
 class LSeg(SegmentationModule):
@@ -77,6 +66,8 @@ class LSeg(SegmentationModule):
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
 
+    image_tower = "unused"
+
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
@@ -103,11 +94,10 @@ class LSeg(SegmentationModule):
             clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
         )
         self.class_names = class_names or {}
-        # The image tower of the CLIP is not used.
-        del self.clip.model.visual
         encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, reassemble)
         # Transformers see 0.5 as mean and deviation in the official code, the ResNet ImageNet's.
-        half, imagenet = ((0.5,) * 3, (0.5,) * 3), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        half = (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD)
+        imagenet = (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
         self.normalize = ImageNormalization(*(half if isinstance(encoder, ViTPyramid) else imagenet))
         self.network = LSegNetwork(
             encoder,
@@ -123,7 +113,7 @@ class LSeg(SegmentationModule):
 
     def text_encoder(self) -> TextEncoder:
         """See `SegmentationModule.text_encoder`; some classes go by another name."""
-        return RenamingClassifier(self.clip, self.templates, self.synonyms, renamed=self.class_names)
+        return TextClassifier(self.clip, self.templates, self.synonyms, self.class_names)
 
     def class_logits(self, images: Tensor, text: Tensor) -> Tensor:
         """Logits ``(B, K, H, W)`` of images ``(B, 3, H, W)`` for texts ``(K, D)`` or ``(B, K, D)``."""

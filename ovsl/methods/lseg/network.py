@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip.vit import interpolate_positions
+from ovsl.layers.positions import interpolate_positions
 
 Matching = Literal["float32", "float16"]
 LOGIT_SCALE = 1 / 0.07

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings, convolutional, vit
+from ovsl.clip import ImageTower, TextEmbeddings
 from ovsl.inference import DensePrediction, Prediction
 from ovsl.layers import cosine_scores
 from ovsl.methods.base import SegmentationModule
@@ -29,15 +29,12 @@ class MaskCLIP(SegmentationModule):
 
     def __init__(self, temperature: float = 100.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.tower = self.clip.require_tower(ImageTower, "MaskCLIP")
         self.temperature = temperature
 
     def dense_features(self, images: Tensor) -> Tensor:
         """Patch features in the joint space: uint8 ``(B, 3, H, W)`` -> ``(B, D, h, w)``, not normalised."""
-        visual = self.clip.visual
-        normalized = self.clip.normalize(images)
-        if convolutional.is_convolutional(visual):
-            return convolutional.dense_features(visual, normalized)
-        return vit.dense_features(visual, normalized, mode="value")
+        return self.tower.dense_features(self.clip.normalize(images))
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Class probabilities on the patch grid; see :meth:`SegmentationModule.forward`."""

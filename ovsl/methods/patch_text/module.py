@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings, vit
+from ovsl.clip import TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
-from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Prediction, resize
 from ovsl.layers import cosine_scores
 from ovsl.losses import pixel_cross_entropy
@@ -40,14 +39,13 @@ class PatchText(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, train_clip=train_clip, **kwargs)
-        if not hasattr(self.clip.visual, "transformer"):
-            raise InputError(f"PatchText needs a CLIP with a vision transformer; {self.clip.name!r} has none.")
+        self.tower = self.clip.require_tower(ViTTower, "PatchText")
         self.temperature = temperature
         # The class token's way out of the last block is not part of the patch features, and never gets a gradient.
 
     def dense_features(self, images: Tensor) -> Tensor:
         """Patch features in the joint space: uint8 ``(B, 3, H, W)`` -> ``(B, D, h, w)``, not normalised."""
-        return vit.dense_features(self.clip.visual, self.clip.normalize(images), mode="attention")
+        return self.tower.dense_features(self.clip.normalize(images), mode="attention")
 
     def class_logits(self, images: Tensor, text: TextEmbeddings) -> Tensor:
         """``temperature * cosine`` on the patch grid, ``(B, C, h, w)``."""

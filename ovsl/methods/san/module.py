@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
-from ovsl.errors import InputError
 from ovsl.inference import MaskPrediction
 from ovsl.layers import pad_to_multiple
 from ovsl.losses import HungarianMatcher, MaskSetCriterion
@@ -63,9 +62,8 @@ class SAN(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, templates=templates, train_clip=train_clip, **kwargs)
-        if not hasattr(self.clip.visual, "transformer"):
-            raise InputError(f"SAN needs a CLIP with a vision transformer; {self.clip.name!r} has none.")
-        self.network = SideAdapterNetwork(self.clip.visual, network)
+        self.tower = self.clip.require_tower(ViTTower, "SAN")
+        self.network = SideAdapterNetwork(self.tower, network)
         width = self.clip.embedding_dimension
         self.no_object_embedding = nn.Parameter(torch.randn(1, width) * width**-0.5)
         self.size_divisor = size_divisor
@@ -96,7 +94,7 @@ class SAN(SegmentationModule):
 
     def predict_masks(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
         """Like :meth:`forward`, for images that are normalised and padded already."""
-        (level,) = self.network(self.clip.visual, images)
+        (level,) = self.network(self.tower, images)
         probabilities = self.class_logits(level.mask_embeddings, text).softmax(dim=2)
         padded_size = (images.shape[2], images.shape[3])
         return MaskPrediction(level.mask_logits, probabilities[..., :-1], probabilities[..., -1], padded_size)
@@ -107,7 +105,7 @@ class SAN(SegmentationModule):
         # Padding belongs to no mask, like ignored pixels.
         targets = replace(targets, masks=self.pad(targets.masks))
         text = self.training_classes.text()
-        levels = self.network(self.clip.visual, self.pad(self.clip.normalize(batch["image"])), all_levels=True)
+        levels = self.network(self.tower, self.pad(self.clip.normalize(batch["image"])), all_levels=True)
         predictions = [(self.class_logits(level.mask_embeddings, text), level.mask_logits) for level in levels]
         return Losses(self.criterion(predictions, targets))
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice, pairwise
-from typing import Any, Literal, NamedTuple
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import vit
+from ovsl.clip import ViTTower
 from ovsl.errors import InputError
+from ovsl.layers import MLP
 from ovsl.methods.san.recognition import pool_biases, recognize, recognize_literally
 
 
@@ -32,14 +33,6 @@ class Level(NamedTuple):
 
     mask_embeddings: Tensor
     mask_logits: Tensor
-
-
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them, none at the end."""
-    layers: list[nn.Module] = []
-    for source, target in pairwise(sizes):
-        layers += [nn.Linear(source, target), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 class Fusion(nn.Module):
@@ -204,9 +197,9 @@ class MaskDecoder(nn.Module):
         super().__init__()
         self.bias_heads, self.bias_layers = bias_heads, bias_layers
         hidden = [width, *[hidden_width] * (num_mlp_layers - 1)]
-        self.query_mlp = mlp([*hidden, embedding_width])
-        self.pixel_mlp = mlp([*hidden, embedding_width])
-        self.bias_mlp = mlp([*hidden, embedding_width * bias_heads * bias_layers])
+        self.query_mlp = MLP(*hidden, embedding_width)
+        self.pixel_mlp = MLP(*hidden, embedding_width)
+        self.bias_mlp = MLP(*hidden, embedding_width * bias_heads * bias_layers)
         self.bias_scaling = nn.Linear(1, 1) if rescale_bias else None
 
     def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -279,23 +272,22 @@ class SideAdapterNetwork(nn.Module):
     """Everything that SAN trains besides CLIP's position embedding and the no-object embedding.
 
     Args:
-        visual: The CLIP vision transformer that will be handed in at every call; only its sizes are read.
+        tower: The image tower that will be handed in at every call; only its sizes are read.
         settings: Sizes.
 
     Raises:
         InputError: Numbers of blocks or heads that do not fit the CLIP.
     """
 
-    def __init__(self, visual: Any, settings: SideAdapterSettings) -> None:
+    def __init__(self, tower: ViTTower, settings: SideAdapterSettings) -> None:
         super().__init__()
-        blocks = visual.transformer.resblocks
-        num_deep_blocks = len(blocks) - settings.num_shallow_blocks
+        num_deep_blocks = tower.num_layers - settings.num_shallow_blocks
         if settings.num_shallow_blocks < 0 or num_deep_blocks < 1:
             raise InputError(
-                f"num_shallow_blocks is {settings.num_shallow_blocks}, but the CLIP has {len(blocks)} vision blocks "
-                "and at least one of them has to recognise."
+                f"num_shallow_blocks is {settings.num_shallow_blocks}, but the CLIP has {tower.num_layers} vision "
+                "blocks and at least one of them has to recognise."
             )
-        clip_heads = blocks[0].attn.num_heads
+        clip_heads = tower.num_heads
         bias_heads = clip_heads if settings.bias_heads is None else settings.bias_heads
         if bias_heads not in (1, clip_heads):
             raise InputError(f"bias_heads is {bias_heads}; give 1, or {clip_heads} for one for each CLIP head.")
@@ -317,7 +309,7 @@ class SideAdapterNetwork(nn.Module):
         self.clip_scale = settings.clip_scale
         self.recognition = settings.recognition
         self.side_network = SideNetwork(
-            visual.conv1.out_channels,
+            tower.width,
             settings.width,
             settings.depth,
             settings.num_heads,
@@ -342,25 +334,25 @@ class SideAdapterNetwork(nn.Module):
         # Sampled with the factor itself, not with the ratio of the rounded sizes, as published.
         return functional.interpolate(images, scale_factor=self.clip_scale, mode="bilinear", align_corners=False)
 
-    def forward(self, visual: Any, images: Tensor, all_levels: bool = False) -> list[Level]:
+    def forward(self, tower: ViTTower, images: Tensor, all_levels: bool = False) -> list[Level]:
         """Predict masks and their embeddings.
 
         Args:
-            visual: The CLIP vision transformer.
+            tower: The image tower.
             images: Normalised, padded ``(B, 3, H, W)``.
             all_levels: Decode every supervised block, for training; otherwise only the last.
 
         Returns:
             The decoded levels, last one last.
         """
-        shallow = islice(vit.intermediate_tokens(visual, self.clip_input(images)), self.num_shallow_blocks + 1)
+        shallow = islice(tower.intermediate_tokens(self.clip_input(images)), self.num_shallow_blocks + 1)
         features, (clip_grid, *_) = zip(*shallow, strict=True)
         states, grid = self.side_network(images, [tokens[:, 1:] for tokens in features], clip_grid)
         decoded = [self.mask_decoder(tokens, grid) for tokens in (states if all_levels else states[-1:])]
         biases = [pool_biases(biases, clip_grid) for _, biases in decoded]
         if self.recognition == "shared":
-            joined = recognize(visual, features[-1], torch.cat(biases, dim=3), self.num_shallow_blocks)
+            joined = recognize(tower, features[-1], torch.cat(biases, dim=3), self.num_shallow_blocks)
             embeddings = list(joined.chunk(len(decoded), dim=1))
         else:
-            embeddings = [recognize_literally(visual, features[-1], one, self.num_shallow_blocks) for one in biases]
+            embeddings = [recognize_literally(tower, features[-1], one, self.num_shallow_blocks) for one in biases]
         return [Level(embedding, masks) for embedding, (masks, _) in zip(embeddings, decoded, strict=True)]

@@ -5,13 +5,14 @@ The CLIP vision transformer is handed in at every call.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import vit
+from ovsl.clip import ViTTower
+from ovsl.clip.image_tower import run_block
+from ovsl.layers import attend
 
 
 def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -28,7 +29,7 @@ def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
     return pooled.flatten(2).unflatten(0, biases.shape[:3])
 
 
-def recognize(visual: Any, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
+def recognize(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
     """Classify masks with CLIP's deep blocks and biased copies of its class token (section 3.3 of the paper).
 
     Each query gets a copy of the class token (SLS token) that attends to itself and, with its biases, to the patches.
@@ -36,7 +37,7 @@ def recognize(visual: Any, tokens: Tensor, biases: Tensor, num_shallow_blocks: i
     way through the last block, where nobody reads them any more, is left out.
 
     Args:
-        visual: open_clip ``VisionTransformer``.
+        tower: The image tower.
         tokens: Class token and patches after the last shallow block, ``(B, 1 + N, clip_width)``.
         biases: Pooled biases ``(layers, B, heads or 1, Q, N)``, with one layer for all deep blocks or one for each.
         num_shallow_blocks: Blocks that ``tokens`` have been through.
@@ -50,42 +51,37 @@ def recognize(visual: Any, tokens: Tensor, biases: Tensor, num_shallow_blocks: i
     cut = cut.fill_diagonal_(0).expand(*biases.shape[:3], -1, -1)
     masks = torch.cat([cut, biases], dim=4)
     slots = tokens[:, :1].expand(-1, num_queries, -1)
-    *deep, last = visual.transformer.resblocks[num_shallow_blocks:]
+    *deep, last = tower.blocks[num_shallow_blocks:]
     for block, mask in zip(deep, masks[:-1] if len(masks) > 1 else [masks[0]] * len(deep), strict=True):
         slots, tokens = _deep_block(block, slots, tokens, mask)
     slots, _ = _deep_block(last, slots, tokens, masks[-1], slots_only=True)
-    return _embed(visual, slots)
+    return _embed(tower, slots)
 
 
 def _deep_block(
-    block: Any, slots: Tensor, tokens: Tensor, mask: Tensor, slots_only: bool = False
+    block: ResidualAttentionBlock, slots: Tensor, tokens: Tensor, mask: Tensor, slots_only: bool = False
 ) -> tuple[Tensor, Tensor]:
     """One CLIP block on SLS tokens and plain tokens; ``slots_only`` leaves the plain tokens behind."""
-    attention, num_slots = block.attn, slots.shape[1]
+    attention, num_slots, width = block.attn, slots.shape[1], slots.shape[2]
     sequence = torch.cat([slots, tokens], dim=1)
     normed = block.ln_1(sequence)
     if slots_only:
         sequence = slots
-    width = sequence.shape[2]
     query_weight, key_value_weight = attention.in_proj_weight.split([width, 2 * width])
     query_bias, key_value_bias = attention.in_proj_bias.split([width, 2 * width])
-    heads = (attention.num_heads, width // attention.num_heads)
     query = functional.linear(normed[:, : sequence.shape[1]], query_weight, query_bias)
-    query = query.unflatten(2, heads).transpose(1, 2)
-    key, value = (
-        functional.linear(normed, key_value_weight, key_value_bias).unflatten(2, (2, *heads)).permute(2, 0, 3, 1, 4)
-    )
-    attend = functional.scaled_dot_product_attention
-    mixed = attend(query[:, :, :num_slots], key, value, attn_mask=mask.to(query.dtype))
+    key, value = functional.linear(normed, key_value_weight, key_value_bias).chunk(2, dim=2)
+    heads = attention.num_heads
+    mixed = attend(query[:, :num_slots], key, value, heads, mask.to(query.dtype))
     if not slots_only:
-        plain = attend(query[:, :, num_slots:], key[:, :, num_slots:], value[:, :, num_slots:])
-        mixed = torch.cat([mixed, plain], dim=2)
-    sequence = sequence + block.ls_1(attention.out_proj(mixed.transpose(1, 2).flatten(2)))
+        plain = attend(query[:, num_slots:], key[:, num_slots:], value[:, num_slots:], heads)
+        mixed = torch.cat([mixed, plain], dim=1)
+    sequence = sequence + block.ls_1(attention.out_proj(mixed))
     sequence = sequence + block.ls_2(block.mlp(block.ln_2(sequence)))
     return sequence[:, :num_slots], sequence[:, num_slots:]
 
 
-def recognize_literally(visual: Any, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
+def recognize_literally(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
     """The same as :func:`recognize`, as published: one sequence, one complete bias matrix for all of it.
 
     Kept as the reference that the cheaper form is compared with, and for counting operations as the paper does.
@@ -93,9 +89,9 @@ def recognize_literally(visual: Any, tokens: Tensor, biases: Tensor, num_shallow
     num_queries = biases.shape[3]
     sequence = torch.cat([tokens[:, :1].expand(-1, num_queries, -1), tokens], dim=1)
     matrices = complete_bias_matrix(biases)
-    for index, block in enumerate(visual.transformer.resblocks[num_shallow_blocks:]):
-        sequence = vit.run_block(block, sequence, matrices[min(index, len(matrices) - 1)])
-    return _embed(visual, sequence[:, :num_queries])
+    for index, block in enumerate(tower.blocks[num_shallow_blocks:]):
+        sequence = run_block(block, sequence, matrices[min(index, len(matrices) - 1)])
+    return _embed(tower, sequence[:, :num_queries])
 
 
 def complete_bias_matrix(biases: Tensor) -> Tensor:
@@ -116,5 +112,5 @@ def complete_bias_matrix(biases: Tensor) -> Tensor:
     return matrix
 
 
-def _embed(visual: Any, slots: Tensor) -> Tensor:
-    return functional.normalize(visual.ln_post(slots) @ visual.proj, dim=-1)
+def _embed(tower: ViTTower, slots: Tensor) -> Tensor:
+    return functional.normalize(tower.project(slots), dim=-1)

@@ -7,21 +7,20 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
+from ovsl.layers import ImageNormalization
 from ovsl.losses import count_masks, dice_loss, pixel_accuracy, pixel_cross_entropy, sigmoid_focal_loss
 from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.zegclip.network import AttentionToMaskDecoder, AttentionToMaskLayer, PromptedEncoder, ZegCLIPNetwork
 from ovsl.vocabulary import Vocabulary
-
-IMAGENET_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-IMAGENET_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
 class ZegCLIP(SegmentationModule):
@@ -95,12 +94,8 @@ class ZegCLIP(SegmentationModule):
         super().__init__(
             clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
         )
-        visual = self.clip.visual
-        if not hasattr(visual, "class_embedding"):
-            raise InputError(
-                f"ZegCLIP needs a CLIP with a vision transformer and a class token; {self.clip.name!r} has none."
-            )
-        num_layers = len(visual.transformer.resblocks)
+        self.tower = self.clip.require_tower(ViTTower, "ZegCLIP")
+        num_layers = self.tower.num_layers
         if deep_prompt_layers is None:
             deep_prompt_layers = num_layers - 1
         if not -num_layers <= deep_prompt_layers < num_layers:
@@ -108,14 +103,14 @@ class ZegCLIP(SegmentationModule):
                 f"deep_prompt_layers is {deep_prompt_layers}, but the image tower of {self.clip.name!r} has "
                 f"{num_layers} blocks; give a number from {-num_layers} to {num_layers - 1}."
             )
-        dim = visual.proj.shape[1]
+        dim = self.clip.embedding_dimension
         if dim % decoder_heads:
             raise InputError(f"decoder_heads is {decoder_heads}, which does not divide CLIP's embedding size {dim}.")
         self.network = ZegCLIPNetwork(
             PromptedEncoder(
-                width=visual.conv1.out_channels,
+                width=self.tower.width,
                 num_layers=num_layers,
-                patch_size=visual.conv1.kernel_size[0],
+                patch_size=self.tower.patch_size,
                 num_prompts=num_prompts,
                 deep_layers=deep_prompt_layers,
                 dropout=dropout,
@@ -126,9 +121,8 @@ class ZegCLIP(SegmentationModule):
                 dim, decoder_layers, decoder_heads, decoder_ffn_dim, dropout, relationship_descriptor
             ),
         )
-        if normalization == "imagenet":
-            self.clip.mean.copy_(torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
-            self.clip.std.copy_(torch.tensor(IMAGENET_STD).view(3, 1, 1))
+        imagenet = ImageNormalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.normalize = imagenet if normalization == "imagenet" else self.clip.normalize
         self.loss = loss
         self.focal_weight = focal_weight
         self.dice_weight = dice_weight
@@ -143,7 +137,7 @@ class ZegCLIP(SegmentationModule):
     def mask_logits(self, images: Tensor, text: TextEmbeddings) -> Tensor:
         """Mask logits on the patch grid: images ``(B, 3, H, W)`` -> ``(B, C, h, w)``."""
         vectors = text.vectors.half().float() if self.round_text else text.vectors
-        logits = self.network(self.clip.visual, self.clip.normalize(images), vectors)
+        logits = self.network(self.tower, self.normalize(images), vectors)
         return text.per_class(logits.float())
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:

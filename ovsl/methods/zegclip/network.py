@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import vit
+from ovsl.clip import ViTTower
+from ovsl.clip.image_tower import run_block
+from ovsl.layers import PositionMode, attend
 
 
 class PromptedEncoder(nn.Module):
@@ -45,14 +46,14 @@ class PromptedEncoder(nn.Module):
         deep_layers: int = 11,
         dropout: float = 0.1,
         repeat_class_embedding: bool = True,
-        position_mode: Literal["bilinear", "bicubic"] = "bilinear",
+        position_mode: PositionMode = "bilinear",
     ) -> None:
         super().__init__()
         self.num_prompts = num_prompts
         self.deep_layers = deep_layers
         self.first_block = max(num_layers + deep_layers, 0) if deep_layers < 0 else 0
         self.repeat_class_embedding = repeat_class_embedding
-        self.position_mode: Literal["bilinear", "bicubic"] = position_mode
+        self.position_mode: PositionMode = position_mode
         if num_prompts == 0:
             return
         bound = math.sqrt(6 / (3 * patch_size**2 + width))
@@ -80,44 +81,30 @@ class PromptedEncoder(nn.Module):
             embeddings.append(self.deep_prompt_embeddings)
         return self.prompt_proj(torch.cat(embeddings))
 
-    def embed(self, visual: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Tokens that enter the first block, prompts left out.
+    def embed(self, tower: ViTTower, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Tokens that enter the first block, prompts left out; see :meth:`ovsl.clip.ViTTower.stem`."""
+        return tower.stem(images, self.position_mode, self.repeat_class_embedding)
 
-        Args:
-            visual: open_clip ``VisionTransformer`` with a class token.
-            images: Normalised ``(B, 3, H, W)``.
-
-        Returns:
-            Class and patch tokens ``(B, 1 + h*w, W)`` after ``ln_pre``, and the grid ``(h, w)``.
-        """
-        patches = visual.conv1(images)
-        grid = (patches.shape[2], patches.shape[3])
-        patches = patches.flatten(2).transpose(1, 2)
-        positions = vit.interpolate_positions(visual.positional_embedding, grid, self.position_mode)
-        class_token = visual.class_embedding * (2 if self.repeat_class_embedding else 1) + positions[0]
-        tokens = torch.cat([class_token.expand(patches.shape[0], 1, -1), patches + positions[1:]], dim=1)
-        return visual.ln_pre(tokens), grid
-
-    def intermediate_tokens(self, visual: Any, tokens: Tensor) -> Iterator[Tensor]:
+    def intermediate_tokens(self, tower: ViTTower, tokens: Tensor) -> Iterator[Tensor]:
         """Yield the tokens after every block: class, prompts (where the block has them), patches.
 
         Args:
-            visual: open_clip ``VisionTransformer``.
+            tower: The image tower.
             tokens: Output of :meth:`embed`.
         """
         batch, num_patches = tokens.shape[0], tokens.shape[1] - 1
         # Dropout is drawn for each image, so it comes after the expansion over the batch.
         prompts = self.prompt_dropout(self.prompts()[:, None].expand(-1, batch, -1, -1)) if self.num_prompts else ()
-        for index, block in enumerate(visual.transformer.resblocks):
+        for index, block in enumerate(tower.blocks):
             row = index - self.first_block
             if 0 <= row < len(prompts):
                 tokens = torch.cat([tokens[:, :1], prompts[row], tokens[:, -num_patches:]], dim=1)
             elif row == len(prompts) and self.deep_layers != 0:
                 tokens = torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1)
-            tokens = vit.run_block(block, tokens)
+            tokens = run_block(block, tokens)
             yield tokens
 
-    def project(self, visual: Any, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def project(self, tower: ViTTower, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Bring the tokens of the last block to the joint space.
 
         Returns:
@@ -125,25 +112,25 @@ class PromptedEncoder(nn.Module):
         """
         if self.has_prompt_norm:
             tokens = self.prompt_norm(tokens)
-        embeddings = visual.ln_post(tokens) @ visual.proj
+        embeddings = tower.project(tokens)
         embeddings = embeddings / embeddings.norm(dim=-1, keepdim=True)
         patches = embeddings[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
         return patches, embeddings[:, 0]
 
-    def forward(self, visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tower: ViTTower, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images.
 
         Args:
-            visual: open_clip ``VisionTransformer`` with a class token.
+            tower: The image tower.
             images: Normalised ``(B, 3, H, W)``.
 
         Returns:
             Unit patch embeddings ``(B, D, h, w)`` and unit image embeddings ``(B, D)``.
         """
-        embedded, grid = self.embed(visual, images)
-        for tokens in self.intermediate_tokens(visual, embedded):
+        embedded, grid = self.embed(tower, images)
+        for tokens in self.intermediate_tokens(tower, embedded):
             last = tokens
-        return self.project(visual, last, grid)
+        return self.project(tower, last, grid)
 
 
 class CrossAttention(nn.Module):
@@ -203,13 +190,9 @@ class AttentionToMaskLayer(nn.Module):
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Update the queries; shapes as in :meth:`mask_logits`, returns ``(B, C, D)``."""
         attention = self.multihead_attn
-        query, key, value = (
-            projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projected in (attention.q(queries), attention.k(memory), attention.v(memory))
-        )
-        dropout = self.dropout.p if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        queries = self.norm2(queries + self.dropout(attention.proj(mixed.transpose(1, 2).flatten(2))))
+        projected = attention.q(queries), attention.k(memory), attention.v(memory)
+        mixed = attend(*projected, num_heads=self.num_heads, dropout=self.dropout.p if self.training else 0.0)
+        queries = self.norm2(queries + self.dropout(attention.proj(mixed)))
         hidden = self.dropout(functional.relu(self.linear1(queries)))
         return self.norm3(queries + self.dropout(self.linear2(hidden)))
 
@@ -291,15 +274,15 @@ class ZegCLIPNetwork(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward(self, visual: Any, images: Tensor, text: Tensor) -> Tensor:
+    def forward(self, tower: ViTTower, images: Tensor, text: Tensor) -> Tensor:
         """Mask logits of every class.
 
         Args:
-            visual: open_clip ``VisionTransformer``.
+            tower: The image tower.
             images: Normalised ``(B, 3, H, W)``.
             text: Unit text embeddings ``(C, D)``.
 
         Returns:
             ``(B, C, h, w)``.
         """
-        return self.decoder(text, *self.encoder(visual, images))
+        return self.decoder(text, *self.encoder(tower, images))

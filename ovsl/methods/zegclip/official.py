@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ovsl.clip import vit
 from ovsl.errors import InputError
+from ovsl.layers import interpolate_positions
 from ovsl.methods.release import fillable, load_release, rename_by_rules
 from ovsl.methods.zegclip.module import ZegCLIP
 
@@ -98,6 +98,6 @@ def convert(state_dict: Mapping[str, Tensor], module: ZegCLIP) -> None:
     if compared and theirs is not None and own.shape != theirs.shape:
         # A release holds the positions of its training size, made once from CLIP's.
         side = int((theirs.shape[0] - 1) ** 0.5)
-        expected[position] = vit.interpolate_positions(own.detach(), (side, side), "bilinear")
+        expected[position] = interpolate_positions(own.detach(), (side, side), "bilinear")
     check = "num_prompts, deep_prompt_layers, decoder_layers and clip.model"
     load_release(module, found, expected, check, text_tower_optional=True)

@@ -1,13 +1,13 @@
 """Training of the two toy CLIPs from captions of the toy world, without any mask.
 
-``python -m ovsl.clip.pretraining fit -c configs/clip/toy_vit.yaml`` trains weights like the shipped ones. Four losses,
+`python -m ovsl.pretraining fit -c configs/clip/toy_vit.yaml` trains weights like the shipped ones. Four losses,
 all of which see nothing but images and their captions (the classes that a caption names are read off its words):
 
 1. Image-caption contrast within the batch (Radford et al., ICML 2021, arXiv 2103.00020).
 2. Image-phrase contrast: the image embedding against every thing phrase of the world in random templates.
 3. Patch-phrase partial labels: every patch belongs to some phrase of its caption,
-   ``-log sum_{c in caption} p(c | patch)`` (learning from candidate labels, Jin and Ghahramani, NIPS 2002).
-4. Multiple instances: every phrase of the caption owns some patches, ``-log mean_{top k} p(c | patch)``.
+   `-log sum_{c in caption} p(c | patch)` (learning from candidate labels, Jin and Ghahramani, NIPS 2002).
+4. Multiple instances: every phrase of the caption owns some patches, `-log mean_{top k} p(c | patch)`.
 
 Losses 3 and 4 act on the features that MaskCLIP reads (value path of a ViT, projected last map of a convolutional
 tower); they bring the locality that a class-token contrast alone does not bring to so small a model. Captions name all
@@ -17,165 +17,36 @@ nobody has drawn masks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import LightningCLI
-from open_clip import CLIP, SimpleTokenizer
+from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, SimpleTokenizer
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, IterableDataset
 
-from ovsl.clip import convolutional, vit
-from ovsl.clip.towers import CLIP_MEAN, CLIP_STD
+from ovsl.clip.image_tower import ConvNeXtTower, ViTTower, open_tower, run_block, run_value_block
 from ovsl.clip.toy import save_toy_clip
-from ovsl.data.toy import CLASSES, STUFF, THINGS, render_scene
+from ovsl.data.toy import CLASSES, STUFF, THINGS
+from ovsl.data.toy_captions import ToyCaptionData
+from ovsl.errors import InputError
+from ovsl.layers import ImageNormalization
 from ovsl.vocabulary import available_templates, load_templates
 
 CAPTION_WORDS = "a photo picture there is of on with over in front and ,"
-VALIDATION_SEED = 1_000_003
-VIEW_SHAPE: dict[str, Any] = {"num_objects": (1, 1), "object_size": (0.55, 0.95)}
-
-
-def render_views(count: int, size: int = 128, seed: int = VALIDATION_SEED) -> tuple[Tensor, Tensor]:
-    """Single-object images for zero-shot classification, the thing classes in turn.
-
-    Args:
-        count: Number of images.
-        size: Height and width.
-        seed: Seed of the world; the default one is not used in training.
-
-    Returns:
-        Images, uint8 ``(count, 3, size, size)``, and class indices ``(count,)``.
-    """
-    labels = torch.arange(count) % len(THINGS)
-    views = [
-        render_scene(seed, 10_000 + i, size, num_objects=(1, 1), classes=[int(label)]) for i, label in enumerate(labels)
-    ]
-    return _stack_images([view.image for view in views]), labels
-
-
-def render_masked_scenes(count: int, size: int = 128, seed: int = VALIDATION_SEED) -> tuple[Tensor, Tensor]:
-    """Scenes of one to four objects with their masks, for dense evaluation only.
-
-    Returns:
-        Images, uint8 ``(count, 3, size, size)``, and class indices ``(count, size, size)``.
-    """
-    scenes = [render_scene(seed, i, size) for i in range(count)]
-    return _stack_images([s.image for s in scenes]), torch.from_numpy(np.stack([s.semantic for s in scenes])).long()
-
-
-def _stack_images(images: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-
-
-class ToyCaptions(IterableDataset):
-    """Endless stream of whole batches; batch ``i`` is a function of ``(seed, i)``.
-
-    Args:
-        seed: Seed of the world drawn from.
-        scene_batch_size: Scenes (one to four objects) in a batch of scenes.
-        scene_size: Height and width of a scene.
-        view_batch_size: Views (one large object) in a batch of views.
-        view_size: Height and width of a view.
-        views_first: Number of batches at the start that hold views only; later ones alternate with scenes.
-    """
-
-    def __init__(
-        self,
-        seed: int,
-        scene_batch_size: int,
-        scene_size: int,
-        view_batch_size: int,
-        view_size: int,
-        views_first: int,
-    ) -> None:
-        self.seed, self.views_first = seed, views_first
-        self.scene_batch_size, self.scene_size = scene_batch_size, scene_size
-        self.view_batch_size, self.view_size = view_batch_size, view_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        cv2.setNumThreads(0)
-        worker = torch.utils.data.get_worker_info()
-        number, stride = (worker.id, worker.num_workers) if worker else (0, 1)
-        while True:
-            yield self.batch(number)
-            number += stride
-
-    def batch(self, number: int) -> dict[str, Any]:
-        """Draw one batch: ``image`` uint8 ``(B, 3, H, W)``, ``caption`` list, ``present`` bool ``(B, C)``."""
-        view = number < self.views_first or number % 2 == 1
-        count, size = (self.view_batch_size, self.view_size) if view else (self.scene_batch_size, self.scene_size)
-        scenes = [
-            render_scene(self.seed, number * count + i, size, **(VIEW_SHAPE if view else {})) for i in range(count)
-        ]
-        present = torch.zeros(count, len(CLASSES), dtype=torch.bool)
-        for row, scene in enumerate(scenes):
-            present[row, list(scene.classes)] = True
-        return {
-            "image": _stack_images([scene.image for scene in scenes]),
-            "caption": [scene.caption for scene in scenes],
-            "present": present,
-        }
-
-
-class ToyCaptionData(L.LightningDataModule):
-    """Generated images with captions for training, and a fixed set with masks for evaluation.
-
-    Args:
-        seed: Seed of the training world.
-        scene_batch_size: Scenes in a training batch of scenes.
-        scene_size: Height and width of scenes.
-        view_batch_size: Single-object views in a training batch of views.
-        view_size: Height and width of those views, which show objects at about the scale of the scenes.
-        views_first: Number of batches at the start that hold views only.
-        num_workers: Loader processes.
-        evaluation_scenes: Scenes for the dense evaluation.
-        evaluation_views: Single-object views for zero-shot classification.
-    """
-
-    def __init__(
-        self,
-        seed: int = 100,
-        scene_batch_size: int = 24,
-        scene_size: int = 128,
-        view_batch_size: int = 64,
-        view_size: int = 64,
-        views_first: int = 600,
-        num_workers: int = 0,
-        evaluation_scenes: int = 100,
-        evaluation_views: int = 360,
-    ) -> None:
-        super().__init__()
-        self.stream = ToyCaptions(seed, scene_batch_size, scene_size, view_batch_size, view_size, views_first)
-        self.num_workers, self.scene_size = num_workers, scene_size
-        self.evaluation_scenes, self.evaluation_views = evaluation_scenes, evaluation_views
-
-    def train_dataloader(self) -> DataLoader:
-        """The endless stream."""
-        return DataLoader(self.stream, batch_size=None, num_workers=self.num_workers)
-
-    def val_dataloader(self) -> DataLoader:
-        """One item that holds all scenes and all views."""
-        image, semantic = render_masked_scenes(self.evaluation_scenes, self.scene_size)
-        view, label = render_views(self.evaluation_views, self.scene_size)
-        everything: Any = [{"image": image, "semantic": semantic, "view": view, "label": label}]
-        return DataLoader(everything, batch_size=None)
 
 
 class ToyCLIPPretraining(L.LightningModule):
-    """Trains a small open_clip ``CLIP`` on the toy world's captions; see the module's docstring for the losses.
+    """Trains a small open_clip `CLIP` on the toy world's captions; see the module's docstring for the losses.
 
     Args:
         name: Stem of the files written at the end.
-        config: open_clip model configuration (``embed_dim``, ``vision_cfg``, ``text_cfg``). ``vocab_size`` is the
+        config: open_clip model configuration (`embed_dim`, `vision_cfg`, `text_cfg`). `vocab_size` is the
             tokenizer's full size; training keeps only the rows of tokens that the toy world and the templates use.
-        output: Folder that receives ``<name>.safetensors`` and ``<name>.json`` after every validation.
+        output: Folder that receives `<name>.safetensors` and `<name>.json` after every validation.
         learning_rate: Peak of the linear warm-up and cosine decay, for the matrices of the blocks (Muon).
         other_learning_rate: The same for all other parameters (AdamW).
         weight_decay: For the matrices; all else has none.
@@ -188,8 +59,6 @@ class ToyCLIPPretraining(L.LightningModule):
         captions_per_batch: Number of images whose captions enter loss 1; text costs as much as images here.
     """
 
-    mean: Tensor
-    std: Tensor
     token_ids: Tensor
 
     def __init__(
@@ -227,11 +96,14 @@ class ToyCLIPPretraining(L.LightningModule):
             if key.endswith("gamma"):
                 # timm starts the layer scale at 1e-6, fit for deep networks and long runs; this one is neither.
                 nn.init.ones_(parameter)
-        self.register_buffer("mean", 255 * torch.tensor(CLIP_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(CLIP_STD).view(3, 1, 1), persistent=False)
+        self.normalize = ImageNormalization(OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+        tower = open_tower(self.clip.visual)
+        if not isinstance(tower, ViTTower | ConvNeXtTower):
+            raise InputError("A toy CLIP has a vision transformer or a ConvNeXt; give such a `vision_cfg`.")
+        self.tower = tower
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Unit embeddings ``(N, D)`` of texts made of known words."""
+        """Unit embeddings `(N, D)` of texts made of known words."""
         tokens = self.tokenizer(texts)
         # Attention is causal and padding comes last: cutting it off changes nothing but the cost.
         length = int((tokens != 0).sum(1).max())
@@ -241,10 +113,9 @@ class ToyCLIPPretraining(L.LightningModule):
         return functional.normalize(x[torch.arange(len(ids)), ids.argmax(-1)] @ self.clip.text_projection, dim=-1)
 
     def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit image embeddings ``(B, D)`` and unit dense features ``(B, D, h, w)`` of uint8 images."""
-        pixels = (image.float() - self.mean) / self.std
-        features = _convolutional_features if convolutional.is_convolutional(self.clip.visual) else _vit_features
-        pooled, dense = features(self.clip.visual, pixels)
+        """Unit image embeddings `(B, D)` and unit dense features `(B, D, h, w)` of uint8 images."""
+        pixels, tower = self.normalize(image), self.tower
+        pooled, dense = _vit_features(tower, pixels) if isinstance(tower, ViTTower) else _conv_features(tower, pixels)
         return functional.normalize(pooled.float(), dim=-1), functional.normalize(dense.float(), dim=1)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -335,38 +206,42 @@ class ToyCLIPPretraining(L.LightningModule):
     def on_validation_end(self) -> None:
         """Write the two files of the model as it is now; the last validation is at the end of the run."""
         save_toy_clip(
-            self.name, Path(self.output), self.clip.state_dict(), self.token_ids, self.config, CLIP_MEAN, CLIP_STD
+            self.name,
+            Path(self.output),
+            self.clip.state_dict(),
+            self.token_ids,
+            self.config,
+            OPENAI_DATASET_MEAN,
+            OPENAI_DATASET_STD,
         )
 
 
-def _vit_features(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Class-token embedding ``(B, D)`` and MaskCLIP's value-path features ``(B, D, h, w)`` of an open_clip ViT."""
-    patches = visual.conv1(pixels)
-    grid = (patches.shape[2], patches.shape[3])
-    positions = visual.positional_embedding[1:].unflatten(0, visual.grid_size)
+def _vit_features(tower: ViTTower, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Class-token embedding `(B, D)` and MaskCLIP's value-path features `(B, D, h, w)`."""
+    stored = tower.visual.positional_embedding
+    size = (pixels.shape[2] // tower.patch_size, pixels.shape[3] // tower.patch_size)
     # A view smaller than the trained grid is a crop of a scene: it takes a random window of the positions.
-    top, left = (int(torch.randint(full - side + 1, ())) for full, side in zip(visual.grid_size, grid, strict=True))
-    positions = positions[top : top + grid[0], left : left + grid[1]].flatten(0, 1)
-    class_token = (visual.class_embedding + visual.positional_embedding[0]).expand(len(pixels), 1, -1)
-    tokens = visual.ln_pre(torch.cat([class_token, patches.flatten(2).transpose(1, 2) + positions], 1))
-    *first, last = visual.transformer.resblocks
+    top, left = (int(torch.randint(full - side + 1, ())) for full, side in zip(tower.grid, size, strict=True))
+    window = stored[1:].unflatten(0, tower.grid)[top : top + size[0], left : left + size[1]].flatten(0, 1)
+    tokens, grid = tower.stem(pixels, positions=torch.cat([stored[:1], window]))
+    *first, last = tower.blocks
     for block in first:
-        tokens = vit.run_block(block, tokens)
+        tokens = run_block(block, tokens)
     normed = last.ln_1(tokens)
     # Only the class token attends in the last block: the patches take the value path.
     pooled = tokens[:, :1] + last.attn(normed[:, :1], normed, normed, need_weights=False)[0]
-    pooled = visual.ln_post(pooled + last.mlp(last.ln_2(pooled)))[:, 0] @ visual.proj
-    return pooled, vit.project_patches(visual, vit.run_value_block(last, tokens), grid)
+    pooled = tower.project(pooled + last.mlp(last.ln_2(pooled)))[:, 0]
+    return pooled, tower.project_patches(run_value_block(last, tokens), grid)
 
 
-def _convolutional_features(visual: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Pooled embedding ``(B, D)`` and projected last feature map ``(B, D, h, w)`` of a ConvNeXt in open_clip."""
-    features = convolutional.stage_features(visual, pixels.contiguous(memory_format=torch.channels_last))["res5"]
-    return visual.head(visual.trunk.forward_head(features)), convolutional.project_map(visual, features)
+def _conv_features(tower: ConvNeXtTower, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Pooled embedding `(B, D)` and projected last feature map `(B, D, h, w)`."""
+    features = tower.stage_features(pixels.contiguous(memory_format=torch.channels_last))["res5"]
+    return tower.pool(features), tower.project_map(features)
 
 
 def main(args: list[str] | None = None) -> None:
-    """The command ``python -m ovsl.clip.pretraining``."""
+    """The command `python -m ovsl.pretraining`."""
     LightningCLI(ToyCLIPPretraining, ToyCaptionData, save_config_kwargs={"overwrite": True}, args=args)
 
 

@@ -77,14 +77,14 @@ class SegmentationModule(LightningModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated, and the command line shows its fields
+        clip: CLIPSettings = CLIPSettings(),
         templates: str = "imagenet_80",
         synonyms: SynonymRule = "first",
-        inference: Inference = WholeImage(),  # noqa: B008 - never mutated
+        inference: Inference = WholeImage(),
         inference_for: dict[str, Inference] | None = None,
         absent_classes: AbsentClasses = "skip",
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        schedule: Schedule = PolynomialSchedule(),  # noqa: B008 - frozen
+        schedule: Schedule = PolynomialSchedule(),
         train_clip: tuple[str, ...] = (),
     ) -> None:
         super().__init__()

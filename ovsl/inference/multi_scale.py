@@ -25,7 +25,7 @@ class MultiScale(Inference):
 
     def __init__(
         self,
-        inference: WholeImage | SlidingWindow = WholeImage(),  # noqa: B008 - never mutated
+        inference: WholeImage | SlidingWindow = WholeImage(),
         scales: Sequence[float] = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75),
         flip: bool = True,
     ) -> None:

@@ -31,6 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 SHIPPED = Path(__file__).parent / "cases"
+NO_OPTION = re.compile(r"(^|_)notes?$|^(recorded|stored)_|_(recorded|stored)$")
 
 
 @dataclass(frozen=True)
@@ -58,17 +59,19 @@ class Case:
         return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}
 
     def meaning(self, name: str) -> str:
-        """What the case says about a recorded tensor, and its general notes."""
+        """What the case says about a recorded tensor, and about the record in general."""
         described = self.meta.get("tensors") or self.meta.get("tensors_io") or {}
         if isinstance(described, list):
             described = {entry["name"]: entry for entry in described}
-        notes = [self.meta[key] for key in ("note", "notes") if key in self.meta]
-        return json.dumps([described.get(name, ""), notes], ensure_ascii=False)
+        sections = (self.meta, self.meta.get("config") or {})
+        general = [{key: section[key] for key in section if NO_OPTION.search(key)} for section in sections]
+        return json.dumps([described.get(name, ""), general], ensure_ascii=False)
 
     def check_keys(self, known: dict[str, str]) -> None:
-        """Warn of anything that the case asks for and that is passed over; notes ask for nothing.
+        """Warn of anything that the case asks for and that is passed over.
 
-        What matters of it shows in the tensors, which are compared.
+        What matters of it shows in the tensors, which are compared. Notes, and keys that tell how the tensors were
+        recorded, ask for nothing.
 
         Args:
             known: Names of the keys, separated by blanks, of each section: `""` for the top level, `a.b` for one inside
@@ -78,7 +81,7 @@ class Case:
             section: Any = self.meta
             for part in path.split(".") if path else ():
                 section = (section or {}).get(part)
-            unknown = {key for key in section or () if not re.search(r"(^|_)notes?$", key)} - set(names.split())
+            unknown = {key for key in section or () if not NO_OPTION.search(key)} - set(names.split())
             if unknown:
                 warnings.warn(f"{self}: {path or 'meta.json'} has unknown keys: {sorted(unknown)}", stacklevel=2)
 
@@ -147,18 +150,18 @@ def compare(case: Case) -> list[Comparison]:
 def recorded_part(case: Case, name: str, found: Tensor, shape: torch.Size) -> Tensor:
     """The part of a computed tensor that a case records, by what its `meta.json` says.
 
-    Known ways to say it: `every 4th` (or `full[..., ::4, ::4]`) for pixels, rows and columns, or for channels, and
-    `channels 0 to 7`.
+    Known ways to say it: `every 4th`, `full[..., ::4, ::4]` or a key `stored_stride`, for pixels, rows and columns or
+    for channels; and `channels 0 to 7`. Values are compared afterwards: a reading that fits by chance does not pass.
 
     Raises:
         AssertionError: The shapes differ and `meta.json` does not say which part was recorded.
     """
     if found.shape == shape:
         return found
-    meaning, parts = case.meaning(name), []
-    for step in {int(number) for number in re.findall(r"(?:every |::)(\d+)", meaning)}:
+    meaning = case.meaning(name)
+    parts = [found[:, int(a) : int(b) + 1] for a, b in re.findall(r"channels (\d+) to (\d+)", meaning)]
+    for step in {int(number) for number in re.findall(r'(?:every|_stride"|::)\D{0,12}?(\d+)', meaning)} - {0, 1}:
         parts += [found[..., ::step, ::step], found[:, ::step]]
-    parts += [found[:, int(a) : int(b) + 1] for a, b in re.findall(r"channels (\d+) to (\d+)", meaning)]
     fitting = [part for part in parts if part.shape == shape]
     assert fitting, (
         f"{case}: {name!r} is {tuple(found.shape)}, recorded {tuple(shape)}, and meta.json names no such part"

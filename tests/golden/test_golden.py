@@ -5,7 +5,7 @@ import pytest
 from tests.golden.harness import Case, compare, find_cases
 
 
-@pytest.mark.parametrize("case", find_cases(), ids=str)
+@pytest.mark.parametrize("case", list(find_cases()), ids=str)
 def test_case_is_reproduced(case: Case) -> None:
     comparisons = compare(case)
     assert comparisons, "a case without a compared tensor proves nothing"

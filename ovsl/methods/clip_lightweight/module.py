@@ -80,7 +80,7 @@ class CLIPLightweight(ClosedSetModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        clip: CLIPSettings = CLIPSettings(),
         backbone: str = "mobilenetv2_100",
         backbone_pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
@@ -102,9 +102,9 @@ class CLIPLightweight(ClosedSetModule):
         score_weight: float = 0.4,
         average: Average = "labelled",
         backbone_rate: float | None = None,
-        inference: Inference = SlidingWindow(crop_size=512, stride=341),  # noqa: B008 - never mutated
+        inference: Inference = SlidingWindow(crop_size=512, stride=341),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4),
-        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),  # noqa: B008
+        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs)

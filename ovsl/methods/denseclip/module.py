@@ -76,7 +76,7 @@ class DenseCLIP(ClosedSetModule):
     def __init__(
         self,
         num_classes: int,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        clip: CLIPSettings = CLIPSettings(),
         backbone: str | None = None,
         backbone_pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
@@ -98,9 +98,9 @@ class DenseCLIP(ClosedSetModule):
         repeat_class_embedding: bool = True,
         average: Average = "all",
         backbone_rate: float = 0.1,
-        inference: Inference = SlidingWindow(crop_size=512, stride=341),  # noqa: B008 - never mutated
+        inference: Inference = SlidingWindow(crop_size=512, stride=341),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4),
-        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),  # noqa: B008
+        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs)

@@ -99,9 +99,9 @@ class FCCLIP(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(model="toy_convnext"),  # noqa: B008 - never mutated
-        pixel_decoder: PixelDecoderSettings = PixelDecoderSettings(),  # noqa: B008 - never mutated
-        mask_decoder: MaskDecoderSettings = MaskDecoderSettings(),  # noqa: B008 - never mutated
+        clip: CLIPSettings = CLIPSettings(model="toy_convnext"),
+        pixel_decoder: PixelDecoderSettings = PixelDecoderSettings(),
+        mask_decoder: MaskDecoderSettings = MaskDecoderSettings(),
         seen_exponent: float = 0.4,
         unseen_exponent: float = 0.8,
         ensemble_on_valid_masks: bool = False,
@@ -113,7 +113,7 @@ class FCCLIP(SegmentationModule):
         templates: str = "vild_14",
         synonyms: SynonymRule = "max",
         absent_classes: AbsentClasses = "skip",
-        schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(327_778, 355_092)),  # noqa: B008 - serialisable
+        schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(327_778, 355_092)),
         **kwargs: Any,
     ) -> None:
         super().__init__(

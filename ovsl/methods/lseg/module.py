@@ -70,7 +70,7 @@ class LSeg(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        clip: CLIPSettings = CLIPSettings(),
         backbone: str = "vit_large_patch16_384",
         backbone_pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
@@ -85,9 +85,9 @@ class LSeg(SegmentationModule):
         class_names: dict[str, str] | None = None,
         decoder_rate: float = 10.0,
         templates: str = "identity",
-        inference: Inference = MultiScaleSum(),  # noqa: B008 - never mutated
+        inference: Inference = MultiScaleSum(),
         optimizer: OptimizerCallable = lambda groups: torch.optim.SGD(groups, lr=1e-3, momentum=0.9, weight_decay=1e-4),
-        schedule: Schedule = PolynomialSchedule(power=0.9),  # noqa: B008 - never mutated
+        schedule: Schedule = PolynomialSchedule(power=0.9),
         **kwargs: Any,
     ) -> None:
         super().__init__(

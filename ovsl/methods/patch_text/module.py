@@ -33,7 +33,7 @@ class PatchText(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        clip: CLIPSettings = CLIPSettings(),
         temperature: float = 20.0,
         train_clip: tuple[str, ...] = ("visual.",),
         **kwargs: Any,

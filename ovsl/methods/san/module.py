@@ -49,8 +49,8 @@ class SAN(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
-        network: SideAdapterSettings = SideAdapterSettings(),  # noqa: B008 - never mutated
+        clip: CLIPSettings = CLIPSettings(),
+        network: SideAdapterSettings = SideAdapterSettings(),
         templates: str = "vild_14",
         size_divisor: int = 32,
         class_weight: float = 2.0,

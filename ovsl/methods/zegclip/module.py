@@ -68,7 +68,7 @@ class ZegCLIP(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        clip: CLIPSettings = CLIPSettings(),
         num_prompts: int = 10,
         deep_prompt_layers: int | None = None,
         relationship_descriptor: bool = True,
@@ -86,9 +86,9 @@ class ZegCLIP(SegmentationModule):
         position_mode: Literal["bilinear", "bicubic"] = "bilinear",
         round_text: bool = True,
         templates: str = "single",
-        inference: Inference = SlidingWindow(crop_size=512, stride=426),  # noqa: B008 - never mutated
+        inference: Inference = SlidingWindow(crop_size=512, stride=426),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=2e-4, weight_decay=0.01),
-        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),  # noqa: B008 - never mutated
+        schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),
         **kwargs: Any,
     ) -> None:
         super().__init__(

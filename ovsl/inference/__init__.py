@@ -1,6 +1,8 @@
 """Inference on :class:`Prediction`: whole image, sliding window, several views; label maps, segments, instances."""
 
+from ovsl.inference.instance import Instances
 from ovsl.inference.multi_scale import MultiScale
+from ovsl.inference.panoptic import PanopticMap
 from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, resize
 from ovsl.inference.segmentation import Segmentation, segment
 from ovsl.inference.semantic import Inference, Size, SlidingWindow, WholeImage, average_windows
@@ -8,8 +10,10 @@ from ovsl.inference.semantic import Inference, Size, SlidingWindow, WholeImage, 
 __all__ = [
     "DensePrediction",
     "Inference",
+    "Instances",
     "MaskPrediction",
     "MultiScale",
+    "PanopticMap",
     "Prediction",
     "Segmentation",
     "Size",

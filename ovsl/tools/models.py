@@ -13,7 +13,7 @@ import ovsl.methods  # noqa: F401 - importing the methods makes their bare names
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs.directory import RunDirectory
-from ovsl.runs.record import load_weights
+from ovsl.runs.record import CheckpointRecord, load_weights
 
 SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
 """What a tool reads of a whole experiment's file."""
@@ -61,6 +61,38 @@ def trained_model(parser: ArgumentParser, config: Namespace) -> SegmentationModu
         raise InputError("Which weights? Give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
     load_weights(module, Path(config.ckpt_path or RunDirectory(Path(config.run_dir)).last_checkpoint))
     return module
+
+
+def load_model(source: str | Path) -> SegmentationModule:
+    """Build a method with its weights from what a user has at hand.
+
+    Args:
+        source: A run directory, a checkpoint, or a configuration file of a method that trains nothing.
+
+    Raises:
+        InputError: Nothing of that kind, or a trained method without weights.
+    """
+    path, parser = Path(source).expanduser(), model_parser("ovsl.load", "")
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        return trained_model(parser, parser.parse_args(["-c", str(path)]))
+    if path.is_dir():
+        last = RunDirectory(path).last_checkpoint
+        configs = [path / f"config{verb}.yaml" for verb in ("", ".test", ".validate", ".predict")]
+        config = next((file for file in configs if file.is_file()), None)
+        if config is not None:
+            # The run's own configuration also has the seed, which a random CLIP needs.
+            weights = ["--ckpt_path", str(last)] if last.is_file() else []
+            return trained_model(parser, parser.parse_args(["-c", str(config), *weights]))
+        path = last
+    if not path.is_file():
+        raise InputError(
+            f"There is nothing to load at '{source}'; give a run directory, a checkpoint, or a method's .yaml file."
+        )
+    settings = CheckpointRecord.read(path).settings
+    if settings is None:
+        raise InputError(f"{path} does not say how its method was built; give the run directory that it came from.")
+    config_of_checkpoint = parser.parse_object({"model": settings, "ckpt_path": str(path)})
+    return trained_model(parser, config_of_checkpoint)
 
 
 def build_model(parser: ArgumentParser, config: Namespace) -> SegmentationModule:

@@ -22,6 +22,7 @@ from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs import RunDirectory
+from ovsl.shipped import ConfigurationFile
 
 TOOLS = ("convert", "export", "profile", "report")
 """The small commands: modules of :mod:`ovsl.tools`, imported when they are asked for."""
@@ -33,6 +34,12 @@ DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, pr
 class Command(LightningCLI):
     """LightningCLI with a fixed run directory, resume, and checkpoints that never override what the user wrote."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning does, but configuration files may be shipped ones, ``-c ovsl:NAME``."""
+        parser = LightningArgumentParser(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory and the callbacks that every run has."""
         parser.add_argument(
@@ -41,6 +48,7 @@ class Command(LightningCLI):
             default=None,
             help="Folder of the run; default runs/<method>-<training vocabulary>. A second start there resumes.",
         )
+        parser.set_defaults({"data": {"class_path": "ovsl.data.SegmentationDataModule"}})
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
@@ -78,7 +86,10 @@ class Command(LightningCLI):
         method = config.model.class_path.rsplit(".", 1)[-1]
         if self.subcommand == "predict":
             return f"{method}-predict"
-        return f"{method}-{config.data.init_args.get('vocabulary') or 'evaluation'}"
+        data = config.data.init_args
+        # A dataset of the catalogue stands for its vocabulary.
+        named = data.get("train") if isinstance(data.get("train"), str) else None
+        return f"{method}-{data.get('vocabulary') or (named or 'evaluation').partition('/')[0]}"
 
     def after_instantiate_classes(self) -> None:
         """Give the model its settings, and decide which checkpoint is used."""

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import SUPPRESS, ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ArgumentParser, Namespace
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.shipped import ConfigurationFile
 
 OTHER_SECTIONS = (
     "data", "trainer", "seed_everything", "run_dir", "ckpt_path", "weights_only",
@@ -30,7 +31,7 @@ def model_parser(prog: str, description: str, required: bool = True) -> Argument
         required: Whether a model has to be given.
     """
     parser = ArgumentParser(prog=prog, description=description)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file; later ones win.")
+    parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
     parser.add_subclass_arguments(SegmentationModule, "model", required=required, fail_untyped=False)
     for section in OTHER_SECTIONS:
         parser.add_argument(f"--{section}", type=Any, default=None, help=SUPPRESS)

@@ -28,7 +28,7 @@ from ovsl.methods.denseclip.network import (
     ViTEncoder,
 )
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, load_class_names
 
 
 class ContextTextClassifier:
@@ -111,7 +111,8 @@ class DenseCLIP(ClosedSetModule):
         open_vocabulary: Predict with the score map.
         input_resolution: Image side that the stored position grid stands for; 512, ViT-B 640.
         name_length: Tokens of a class name, start and end included.
-        class_names: Names to show in place of those of the vocabulary, class -> name.
+        class_names: Names to show in place of those of the vocabulary, class -> name, or the name of a shipped set
+            (``denseclip_ade20k``).
         num_contexts: Learned context tokens.
         context_decoder: Settings of the :class:`~ovsl.layers.context_decoder.ContextDecoder`: ``width``,
             ``num_heads``, ``num_layers``, ``dropout``.
@@ -144,7 +145,7 @@ class DenseCLIP(ClosedSetModule):
         open_vocabulary: bool = False,
         input_resolution: int = 512,
         name_length: int = 5,
-        class_names: dict[str, str] | None = None,
+        class_names: dict[str, str] | str | None = None,
         num_contexts: int = 8,
         context_decoder: dict[str, Any] | None = None,
         gamma: float = 1e-4,
@@ -218,7 +219,7 @@ class DenseCLIP(ClosedSetModule):
                     "or name_length."
                 )
             self.text_classifier = ContextTextClassifier(  # type: ignore[assignment]
-                self.clip, self.contexts, name_length, class_names
+                self.clip, self.contexts, name_length, load_class_names(class_names)
             )
         self.open_vocabulary = open_vocabulary
         self.closed_set = not open_vocabulary

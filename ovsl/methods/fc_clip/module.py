@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from ovsl.clip import SynonymRule, TextEmbeddings, convolutional
@@ -90,6 +91,7 @@ class FCCLIP(SegmentationModule):
         templates: Prompt template set.
         synonyms: How the names of one class are merged.
         absent_classes: Published figures average over the classes that occur in the ground truth.
+        optimizer: Published optimiser.
         schedule: Learning-rate schedule; the published run of 368,750 steps drops at 327,778 and 355,092.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
@@ -112,6 +114,7 @@ class FCCLIP(SegmentationModule):
         templates: str = "vild_14",
         synonyms: SynonymRule = "max",
         absent_classes: AbsentClasses = "skip",
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.05),
         schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(327_778, 355_092)),  # noqa: B008 - serialisable
         **kwargs: Any,
     ) -> None:
@@ -120,6 +123,7 @@ class FCCLIP(SegmentationModule):
             templates=templates,
             synonyms=synonyms,
             absent_classes=absent_classes,
+            optimizer=optimizer,
             schedule=schedule,
             **kwargs,
         )

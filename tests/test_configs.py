@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from tests.data.shards import png, write_shard
 
 METHODS = sorted((ROOT / "configs/methods").glob("*.yaml"))
-EXPERIMENTS = sorted(str(path.relative_to(ROOT / "experiments")) for path in (ROOT / "experiments").rglob("*.yaml"))
+NAMES = sorted(path.relative_to(ROOT / "experiments").as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))
 TOY = ["ovsl:data/toy", "ovsl:trainer/debug"]
 QUICK = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
@@ -44,6 +44,11 @@ TESTED = ("denseclip/multi_scale", "fc_clip/test_all", "zegclip/coco_to_")
 
 PIXELS = ("crop_size", "stride", "short_side", "long_side", "max_size", "base_size", "input_resolution", "image_size")
 """Settings in pixels, which are divided by eight."""
+
+TWINS = ("denseclip/rn101", "lseg/ade20k_vit_l_16_rn", "lseg/ade20k_vit_b_32", "fc_clip/resnet", "fc_clip/test_all")
+"""Costly ones whose network and data others have too."""
+
+EXPERIMENTS = [pytest.param(name, marks=pytest.mark.slow) if name.startswith(TWINS) else name for name in NAMES]
 
 SMALL_BACKBONES = {
     "resnet101.tv_in1k": "resnet18",
@@ -170,7 +175,8 @@ def shrunk(whole: dict[str, Any]) -> dict[str, Any]:
     # No released weights, and none of an earlier run.
     absent = {"backbone_pretrained": False, "initial_checkpoint": None}
     model.update({key: value for key, value in absent.items() if key in model})
-    data.update(batch_size=2, num_workers=0)
+    # Without a transform the catalogue's sizes would be taken.
+    data.update(batch_size=2, num_workers=0, evaluation_transform=data["evaluation_transform"] or {})
     one_process = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": None, "sync_batchnorm": False}
     whole["trainer"].update(one_process, fast_dev_run=2, accumulate_grad_batches=1)
     return whole

@@ -23,6 +23,7 @@ from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.record import CheckpointRecord
+from ovsl.shipped import ConfigurationFile, configuration_file
 
 TOOLS = ("convert", "export", "profile", "report")
 """The small commands: modules of `ovsl.tools`, imported when they are asked for."""
@@ -34,6 +35,12 @@ DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, pr
 class Command(LightningCLI):
     """LightningCLI with a fixed run directory, resume, and checkpoints that never override what the user wrote."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """As Lightning does, but configuration files may be shipped ones, ``-c ovsl:NAME``."""
+        parser = LightningArgumentParser(**kwargs)
+        parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory and the callbacks that every run has."""
         parser.add_argument(
@@ -42,6 +49,7 @@ class Command(LightningCLI):
             default=None,
             help="Folder of the run; default runs/<method>-<training vocabulary>. A second start there resumes.",
         )
+        parser.set_defaults({"data": {"class_path": "ovsl.data.SegmentationDataModule"}})
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
@@ -82,7 +90,10 @@ class Command(LightningCLI):
         method = config.model.class_path.rsplit(".", 1)[-1]
         if self.subcommand == "predict":
             return f"{method}-predict"
-        return f"{method}-{config.data.init_args.get('vocabulary') or 'evaluation'}"
+        data = config.data.init_args
+        # A dataset of the catalogue stands for its vocabulary.
+        named = data.get("train") if isinstance(data.get("train"), str) else None
+        return f"{method}-{data.get('vocabulary') or (named or 'evaluation').partition('/')[0]}"
 
     def after_instantiate_classes(self) -> None:
         """Give the model its settings, let `runs` decide how to start, and record the start."""
@@ -160,7 +171,7 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
 def checkpoint_of(args: Sequence[str]) -> Path | None:
     """Find the checkpoint that a command names, by `ckpt_path` or by its `run_dir`, in its files or on its line."""
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument("-c", "--config", action="append", default=[], type=Path)
+    scout.add_argument("-c", "--config", action="append", default=[], type=configuration_file)
     for name in ("ckpt_path", "run_dir"):
         scout.add_argument(f"--{name}")
     line, _ = scout.parse_known_args(args)

@@ -1,12 +1,15 @@
 """Sources of labelled images, their order, their transforms, and the data module."""
 
-from ovsl.data.datamodule import EvaluationSet, PredictionData, SegmentationDataModule
+from ovsl.data.catalogue import Catalogued
+from ovsl.data.datamodule import PredictionData, SegmentationDataModule
+from ovsl.data.evaluation_set import EvaluationSet
 from ovsl.data.parquet import HubSource, ParquetSource
 from ovsl.data.sources import ImageFiles, Row, Segments, Source
 from ovsl.data.toy import ToySource
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 
 __all__ = [
+    "Catalogued",
     "EvaluationSet",
     "EvaluationTransform",
     "HubSource",

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +9,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from ovsl.data.batches import EvaluationTask
+from ovsl.data.catalogue import Catalogued, as_source
+from ovsl.data.evaluation_set import EvaluationSet
 from ovsl.data.order import PositionSampler, SectionSampler
 from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, as_made, one_thread
 from ovsl.data.sources import ImageFiles, Source
@@ -20,28 +21,6 @@ from ovsl.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
-
-
-@dataclass
-class EvaluationSet:
-    """One dataset to evaluate on.
-
-    Args:
-        vocabulary: Name of a shipped vocabulary: the classes of the labels.
-        split: Zero-shot split of that vocabulary, which says which classes are seen. None leaves it to the
-            overlap with the classes that the method was trained on.
-        validation: Source of ``validate`` and of the validation in ``fit``.
-        test: Source of ``test`` and ``predict``.
-        transform: Resizing of its images; None takes the data module's ``evaluation_transform``.
-        published: Published figures of this row in percent, as printed, such as ``{mIoU: 33.3}``; shown beside ours.
-    """
-
-    vocabulary: str
-    split: str | None = None
-    validation: Source | None = None
-    test: Source | None = None
-    transform: EvaluationTransform | None = None
-    published: dict[str, float] | None = None
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -61,14 +40,18 @@ class SegmentationDataModule(LightningDataModule):
     ``segment_crowd``.
 
     Args:
-        train: Source of training images; None for evaluation only.
-        vocabulary: Name of the vocabulary of the training labels.
+        train: Source of training images, or a dataset of the catalogue: ``NAME`` or ``NAME/SPLIT``; None for
+            evaluation only.
+        vocabulary: Name of the vocabulary of the training labels; None takes that of the catalogue.
         split: Zero-shot split of the training vocabulary.
         ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
             images are kept).
-        evaluation: Datasets to evaluate on, by the name under which their scores are logged.
+        evaluation: Datasets to evaluate on, by the name under which their scores are logged; under a name of the
+            catalogue, ``{}`` is enough.
         train_transform: Augmentation of training samples.
-        evaluation_transform: Resizing of evaluation images.
+        evaluation_transform: Resizing of evaluation images; None takes the sizes of the catalogue.
+        panoptic: Whether to read the panoptic maps of datasets of the catalogue that have them; None reads those of
+            datasets that are panoptic by default (COCO panoptic, the toy world).
         batch_size: Training samples per process and step.
         evaluation_batch_size: Images per process and step in evaluation.
         num_workers: Worker processes per loader.
@@ -79,13 +62,14 @@ class SegmentationDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: Source | None = None,
+        train: Source | str | None = None,
         vocabulary: str | None = None,
         split: str | None = None,
         ignore_unseen: bool = True,
         evaluation: dict[str, EvaluationSet] | None = None,
         train_transform: TrainTransform | None = None,
         evaluation_transform: EvaluationTransform | None = None,
+        panoptic: bool | None = None,
         batch_size: int = 16,
         evaluation_batch_size: int = 1,
         num_workers: int = 2,
@@ -93,11 +77,15 @@ class SegmentationDataModule(LightningDataModule):
         on_error: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
-        self.train = train
+        self.train = as_source(train, "train", panoptic)
+        if vocabulary is None and isinstance(self.train, Catalogued):
+            vocabulary = self.train.entry.vocabulary
         self.vocabulary = vocabulary
         self.split = split
         self.ignore_unseen = ignore_unseen
-        self.evaluation = evaluation or {}
+        self.evaluation = {
+            name: dataset.complete(name, panoptic, evaluation_transform) for name, dataset in (evaluation or {}).items()
+        }
         self.train_transform = train_transform or TrainTransform(crop_size=512)
         self.evaluation_transform = evaluation_transform or EvaluationTransform()
         self.batch_size = batch_size
@@ -120,9 +108,7 @@ class SegmentationDataModule(LightningDataModule):
 
         Seen classes are those of the dataset's split; without one, the method decides by what it was trained on.
         """
-        return {
-            name: Vocabulary.load(dataset.vocabulary, split=dataset.split) for name, dataset in self.evaluation.items()
-        }
+        return {name: dataset.load_vocabulary() for name, dataset in self.evaluation.items()}
 
     @property
     def evaluation_tasks(self) -> list[EvaluationTask]:

@@ -282,7 +282,7 @@ class ParquetSource(ParquetRows):
     def _builder(self) -> Any:
         import datasets
 
-        found = [file for pattern in self.files for file in self._matches(_locate(pattern))]
+        found = [file for pattern in self.files for file in self._matches(locate(pattern))]
         return datasets.load_dataset_builder("parquet", data_files={self._split: [str(file) for file in found]})
 
     def _matches(self, pattern: Path) -> list[Path]:
@@ -311,7 +311,7 @@ class ParquetSource(ParquetRows):
         return "check that the files are complete Parquet files"
 
 
-def _locate(pattern: str) -> Path:
+def locate(pattern: str) -> Path:
     """A path as given where it exists, otherwise below the folder of all data, if it exists there."""
     given = Path(pattern).expanduser()
     stored = Path(os.environ.get("OVSL_DATA", "data")) / given

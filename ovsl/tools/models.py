@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
@@ -14,17 +14,18 @@ from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord, load_weights
+from ovsl.shipped import ConfigurationFile, configuration_file
 
 SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
 """What a tool reads of a whole experiment's file."""
 
 
-class ModelFile(ActionConfigFile):
+class ModelFile(ConfigurationFile):
     """Takes what concerns the model from a configuration file, whatever else a run has in it."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """See `jsonargparse.ActionConfigFile`."""
-        file = Path(values)
+        """See `ConfigurationFile`."""
+        file = configuration_file(values)
         content = yaml.safe_load(file.read_text()) if file.is_file() else None
         if isinstance(content, dict):
             values = yaml.safe_dump({name: content[name] for name in SECTIONS if content.get(name) is not None})
@@ -40,7 +41,7 @@ def model_parser(prog: str, description: str, required: bool = True) -> Argument
         required: Whether a model has to be given.
     """
     parser = ArgumentParser(prog=prog, description=description)
-    parser.add_argument("-c", "--config", action=ModelFile, help="Configuration file; later ones win.")
+    parser.add_argument("-c", "--config", action=ModelFile, help=ConfigurationFile.HELP)
     parser.add_subclass_arguments(SegmentationModule, "model", required=required, fail_untyped=False)
     parser.add_argument("--seed_everything", type=bool | int, default=None, help="Seed of a random CLIP.")
     parser.add_argument("--run_dir", type=str | None, default=None, help="Folder of the run whose weights are meant.")
@@ -67,12 +68,13 @@ def load_model(source: str | Path) -> SegmentationModule:
     """Build a method with its weights from what a user has at hand.
 
     Args:
-        source: A run directory, a checkpoint, or a configuration file of a method that trains nothing.
+        source: A run directory, a checkpoint, or a configuration file, shipped ones by name (`ovsl:methods/maskclip`),
+            of a method that trains nothing.
 
     Raises:
         InputError: Nothing of that kind, or a trained method without weights.
     """
-    path, parser = Path(source).expanduser(), model_parser("ovsl.load", "")
+    path, parser = configuration_file(str(source)).expanduser(), model_parser("ovsl.load", "")
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return trained_model(parser, parser.parse_args(["-c", str(path)]))
     if path.is_dir():

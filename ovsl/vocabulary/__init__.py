@@ -1,7 +1,15 @@
 """What the classes are called: vocabularies, zero-shot splits and prompt templates. No torch here."""
 
+from ovsl.vocabulary.class_names import available_class_names, load_class_names
 from ovsl.vocabulary.palette import generate_palette
 from ovsl.vocabulary.templates import available_templates, load_templates
 from ovsl.vocabulary.vocabulary import Vocabulary
 
-__all__ = ["Vocabulary", "available_templates", "generate_palette", "load_templates"]
+__all__ = [
+    "Vocabulary",
+    "available_class_names",
+    "available_templates",
+    "generate_palette",
+    "load_class_names",
+    "load_templates",
+]

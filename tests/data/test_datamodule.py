@@ -129,15 +129,15 @@ def test_several_evaluation_sets_each_row_once_with_its_own_vocabulary(folder, w
         vocabulary=None,
         evaluation={
             "road": EvaluationSet("camvid_11", "demo_zero_shot_8_3", validation=validation(), test=validation()),
-            "toy": EvaluationSet("toy", validation=ToySource(1, length=5, size=32)),
+            "scenes": EvaluationSet("toy", validation=ToySource(1, length=5, size=32)),
         },
         evaluation_transform=EvaluationTransform(short_side=48),
         evaluation_batch_size=2,
     )
     vocabularies = data.evaluation_vocabularies
-    assert list(vocabularies) == ["road", "toy"]
+    assert list(vocabularies) == ["road", "scenes"]
     assert vocabularies["road"].unseen_indices
-    assert vocabularies["toy"].seen is None
+    assert vocabularies["scenes"].seen is None
     road, toy = data.val_dataloader()
     batches = list(road)
     assert Counter(id for batch in batches for id in batch["id"]) == Counter(
@@ -149,7 +149,7 @@ def test_several_evaluation_sets_each_row_once_with_its_own_vocabulary(folder, w
     assert batch["semantic"][0].shape == (24, 32) == batch["original_size"][0]
     assert batch["semantic"][0].dtype == torch.int64
     assert sum(len(batch["id"]) for batch in toy) == 5
-    with pytest.raises(InputError, match="'toy' has no test source"):
+    with pytest.raises(InputError, match="'scenes' has no test source"):
         data.test_dataloader()
 
 

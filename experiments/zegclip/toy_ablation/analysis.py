@@ -81,7 +81,7 @@ def analyse(run: Path) -> dict[str, float]:
     """Figures of one run, under the names of ``SCORES`` and ``ACCURACIES``."""
     settings: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
     dataset = settings["data"]["init_args"]["evaluation"]["toy"]
-    vocabulary = Vocabulary.load(dataset["vocabulary"], split=dataset["split"])
+    vocabulary = Vocabulary.load("toy", split=dataset["split"])
     parser = model_parser("analysis", "")
     model = trained_model(parser, parser.parse_args(["-c", str(run / "config.yaml"), "--run_dir", str(run)]))
     assert isinstance(model, ZegCLIP)

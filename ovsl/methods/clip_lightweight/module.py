@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
 from ovsl.layers import Backbone, ImageNormalization
 from ovsl.losses import Average, pixel_cross_entropy
-from ovsl.methods.base import CLIPSettings, Losses
+from ovsl.methods.base import Losses
 from ovsl.methods.clip_lightweight.network import (
     Bridge,
     CLIPLightweightNetwork,

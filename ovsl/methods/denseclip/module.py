@@ -9,13 +9,13 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from ovsl.clip import ResNetTower, TextEmbeddings, TextEncoder, ViTTower
+from ovsl.clip import CLIPSettings, ResNetTower, TextEmbeddings, TextEncoder, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
 from ovsl.layers import Backbone, ContextDecoder, ImageNormalization
 from ovsl.losses import Average, pixel_accuracy, pixel_cross_entropy
-from ovsl.methods.base import CLIPSettings, Losses
+from ovsl.methods.base import Losses
 from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.denseclip.network import (
     BackboneEncoder,
@@ -26,6 +26,7 @@ from ovsl.methods.denseclip.network import (
 )
 from ovsl.methods.denseclip.text import ContextTextClassifier, LearnedContexts
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
+from ovsl.vocabulary import load_class_names
 
 
 class DenseCLIP(ClosedSetModule):
@@ -49,7 +50,8 @@ class DenseCLIP(ClosedSetModule):
         open_vocabulary: Predict with the score map.
         input_resolution: Image side that the stored position grid stands for; 512, ViT-B 640.
         name_length: Tokens of a class name, start and end included.
-        class_names: Names to show in place of those of the vocabulary, class -> name.
+        class_names: Names to show in place of those of the vocabulary, class -> name, or the name of a shipped set
+            (``denseclip_ade20k``).
         num_contexts: Learned context tokens.
         context_decoder: Settings of the :class:`~ovsl.layers.context_decoder.ContextDecoder`: ``width``,
             ``num_heads``, ``num_layers``, ``dropout``.
@@ -84,7 +86,7 @@ class DenseCLIP(ClosedSetModule):
         open_vocabulary: bool = False,
         input_resolution: int = 512,
         name_length: int = 5,
-        class_names: dict[str, str] | None = None,
+        class_names: dict[str, str] | str | None = None,
         num_contexts: int = 8,
         context_decoder: dict[str, Any] | None = None,
         gamma: float = 1e-4,
@@ -155,7 +157,7 @@ class DenseCLIP(ClosedSetModule):
                     "or name_length."
                 )
         self.name_length = name_length
-        self.class_names = class_names
+        self.class_names = load_class_names(class_names)
         self.open_vocabulary = open_vocabulary
         self.closed_set = not open_vocabulary
         self.temperature = temperature

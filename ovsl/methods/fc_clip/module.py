@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from jsonargparse import lazy_instance
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from ovsl.clip import ConvTower, SynonymRule, TextEmbeddings
+from ovsl.clip import CLIPSettings, ConvTower, SynonymRule, TextEmbeddings
 from ovsl.data.batches import TrainingBatch
 from ovsl.evaluation import Words
 from ovsl.inference import MaskPrediction, resize
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
 from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
-from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
+from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.fc_clip.ensemble import geometric_ensemble
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
@@ -91,6 +92,7 @@ class FCCLIP(SegmentationModule):
         templates: Prompt template set.
         synonyms: How the names of one class are merged.
         absent_classes: Published figures average over the classes that occur in the ground truth.
+        optimizer: Published optimiser.
         schedule: Learning-rate schedule; the published run of 368,750 steps drops at 327,778 and 355,092.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
@@ -113,6 +115,7 @@ class FCCLIP(SegmentationModule):
         templates: str = "vild_14",
         synonyms: SynonymRule = "max",
         absent_classes: AbsentClasses = "skip",
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.05),
         schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(327_778, 355_092)),
         **kwargs: Any,
     ) -> None:
@@ -121,6 +124,7 @@ class FCCLIP(SegmentationModule):
             templates=templates,
             synonyms=synonyms,
             absent_classes=absent_classes,
+            optimizer=optimizer,
             schedule=schedule,
             **kwargs,
         )

@@ -12,17 +12,17 @@ from timm.data import constants
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import TextClassifier, TextEmbeddings, TextEncoder
+from ovsl.clip import CLIPSettings, TextClassifier, TextEmbeddings, TextEncoder
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction
 from ovsl.layers import ImageNormalization, pad_to_multiple
 from ovsl.losses import pixel_cross_entropy
-from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
+from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.methods.lseg.network import LSegNetwork, Matching, ResNetPyramid, SpatialRegularizer, ViTPyramid
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, load_class_names
 
 REASSEMBLE = {16: (256, 512, 1024, 1024), 32: (96, 192, 384, 768)}
 OTHERS = "others"
@@ -55,8 +55,9 @@ class LSeg(SegmentationModule):
         matching: ``float16`` for the rounding of the official code on a GPU.
         objective: ``all_classes`` is cross entropy over the training labels (ADE20K); ``one_class`` asks of each image
             one of its classes against the label "others" (the zero-shot experiments on few-shot folds).
-        class_names: Names to show in place of those of the vocabulary, class -> name. The official ADE20K run shows
-            only the first word of some, since its label file separates words as it separates synonyms. With
+        class_names: Names to show in place of those of the vocabulary, class -> name, or the name of a shipped set.
+            The official ADE20K run (``lseg_ade20k``) shows only the first word of some, since its label file separates
+            words as it separates synonyms. With
             ``one_class`` a background class is shown as "others".
         decoder_rate: Factor of the learning rate of decoder and head.
         templates: Labels are shown bare.
@@ -82,7 +83,7 @@ class LSeg(SegmentationModule):
         regularizer_activation: Literal["lrelu", "tanh"] = "lrelu",
         matching: Matching = "float32",
         objective: Literal["all_classes", "one_class"] = "all_classes",
-        class_names: dict[str, str] | None = None,
+        class_names: dict[str, str] | str | None = None,
         decoder_rate: float = 10.0,
         templates: str = "identity",
         inference: Inference = MultiScaleSum(),
@@ -93,7 +94,7 @@ class LSeg(SegmentationModule):
         super().__init__(
             clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
         )
-        self.class_names = class_names or {}
+        self.class_names = load_class_names(class_names)
         encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, reassemble)
         # Transformers see 0.5 as mean and deviation in the official code, the ResNet ImageNet's.
         half = (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD)

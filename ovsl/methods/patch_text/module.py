@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings, ViTTower
+from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.inference import DensePrediction, Prediction, resize
 from ovsl.layers import cosine_scores
 from ovsl.losses import pixel_cross_entropy
-from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
+from ovsl.methods.base import Losses, SegmentationModule
 
 
 class PatchText(SegmentationModule):

@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import TextEmbeddings, ViTTower
+from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.inference import MaskPrediction
 from ovsl.layers import pad_to_multiple
 from ovsl.losses import HungarianMatcher, MaskSetCriterion
-from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
+from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.san.network import SideAdapterNetwork, SideAdapterSettings
 
 
@@ -42,6 +43,7 @@ class SAN(SegmentationModule):
         no_object_weight: Class weight of no-object.
         num_points: Points for each mask in matching and losses.
         train_clip: CLIP's position embedding trains, class row included; everything else of it is frozen.
+        optimizer: Published optimiser; queries, positions and the norms of the side blocks do not decay.
         **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
     """
 
@@ -59,9 +61,10 @@ class SAN(SegmentationModule):
         no_object_weight: float = 0.1,
         num_points: int = 12544,
         train_clip: tuple[str, ...] = ("visual.positional_embedding",),
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4),
         **kwargs: Any,
     ) -> None:
-        super().__init__(clip=clip, templates=templates, train_clip=train_clip, **kwargs)
+        super().__init__(clip=clip, templates=templates, train_clip=train_clip, optimizer=optimizer, **kwargs)
         self.tower = self.clip.require_tower(ViTTower, "SAN")
         self.network = SideAdapterNetwork(self.tower, network)
         width = self.clip.embedding_dimension

@@ -10,14 +10,14 @@ from lightning.pytorch.cli import OptimizerCallable
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings, ViTTower
+from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
 from ovsl.layers import ImageNormalization
 from ovsl.losses import count_masks, dice_loss, pixel_accuracy, pixel_cross_entropy, sigmoid_focal_loss
-from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
+from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.zegclip.network import AttentionToMaskDecoder, AttentionToMaskLayer, PromptedEncoder, ZegCLIPNetwork
 from ovsl.vocabulary import Vocabulary

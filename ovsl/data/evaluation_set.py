@@ -1,0 +1,84 @@
+"""One dataset to evaluate on: what the configuration says of it, and what the catalogue adds."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from ovsl.data.catalogue import as_source, catalogue, entry
+from ovsl.data.sources import Source
+from ovsl.data.transforms import EvaluationTransform
+from ovsl.errors import InputError
+from ovsl.results.tables import FIGURES
+from ovsl.vocabulary import Vocabulary
+
+
+@dataclass
+class EvaluationSet:
+    """One dataset to evaluate on. Under the name of a dataset of the catalogue, what is left out comes from there.
+
+    Args:
+        vocabulary: Name of a shipped vocabulary: the classes of the labels.
+        split: Zero-shot split of that vocabulary, which says which classes are seen. None leaves it to the
+            overlap with the classes that the method was trained on.
+        validation: Source of ``validate`` and of the validation in ``fit``, or a name of the catalogue.
+        test: Source of ``test`` and ``predict``, likewise.
+        transform: Resizing of its images; None takes the data module's ``evaluation_transform``, and where that is
+            None too, the sizes of the catalogue.
+        published: Published figures of this row in percent, as printed, such as ``{mIoU: 33.3}``; shown beside ours.
+
+    Raises:
+        InputError: A published figure has an unknown name.
+    """
+
+    vocabulary: str | None = None
+    split: str | None = None
+    validation: Source | str | None = None
+    test: Source | str | None = None
+    transform: EvaluationTransform | None = None
+    published: dict[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        for figure in self.published or {}:
+            if figure not in FIGURES:
+                close = difflib.get_close_matches(figure, FIGURES, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else f"use one of {', '.join(FIGURES)}."
+                raise InputError(f"There is no figure '{figure}' to compare a published one with: {hint}")
+
+    def complete(
+        self, name: str, panoptic: bool | None = None, transform: EvaluationTransform | None = None
+    ) -> EvaluationSet:
+        """Fill in what is left out, from the catalogue where it has the dataset.
+
+        Args:
+            name: Name of the dataset.
+            panoptic: See :class:`~ovsl.data.catalogue.Catalogued`.
+            transform: Resizing of images where the set says none.
+
+        Returns:
+            The set with a vocabulary and a transform; a dataset that is not in the catalogue may lack a source.
+
+        Raises:
+            InputError: Something is left out, and there is no dataset of this name in the catalogue.
+        """
+        written_out = self.vocabulary is not None and (self.validation is not None or self.test is not None)
+        known = entry(name) if name in catalogue() or not written_out else None
+        default = None if known is None else known.name
+        size = (known and known.evaluation_size) or {}
+        return replace(
+            self,
+            vocabulary=known.vocabulary if known is not None and self.vocabulary is None else self.vocabulary,
+            validation=as_source(default if self.validation is None else self.validation, "validation", panoptic),
+            test=as_source(default if self.test is None else self.test, "test", panoptic),
+            transform=self.transform or transform or EvaluationTransform(size.get("short_side"), size.get("max_size")),
+        )
+
+    def load_vocabulary(self) -> Vocabulary:
+        """Load the classes, seen marks by the split.
+
+        Raises:
+            InputError: The set is not complete, or there is no such vocabulary or split.
+        """
+        if self.vocabulary is None:
+            raise InputError("An evaluation dataset has no vocabulary: name one.")
+        return Vocabulary.load(self.vocabulary, split=self.split)

@@ -235,7 +235,8 @@ class SegmentationModule(LightningModule, ABC):
 
     # Evaluation ----------------------------------------------------------------------------------------------------
 
-    def _start_evaluation(self) -> None:
+    def on_validation_start(self) -> None:
+        """Bind the words of every dataset of the verb."""
         self.evaluation = Evaluation(
             [
                 DatasetEvaluation(task, self.segmenter(task.vocabulary, task.name), self.absent_classes, self.device)
@@ -243,47 +244,33 @@ class SegmentationModule(LightningModule, ABC):
             ]
         )
 
-    def _finish_evaluation(self, stage: str, prefix: str) -> None:
-        run = Path(self.trainer.default_root_dir).name
-        self.evaluation_results = self.evaluation.results(
-            RunHeader(run, type(self).__name__, stage, self.trained_steps)
-        )
-        for result in self.evaluation_results:
-            # Every process logs the same value: the metric has summed its counts over all of them already.
-            figures = {name: value for name, value in result.metrics.items() if value is not None}
-            self.log_dict({f"{prefix}/{result.dataset}/{name}": value for name, value in figures.items()})
-
-    def on_validation_start(self) -> None:
-        """Bind the words of every dataset."""
-        self._start_evaluation()
+    on_test_start = on_predict_start = on_validation_start
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
-        """Count a validation batch; what was found is for callbacks."""
+        """Segment a batch and count it; what was found is for callbacks."""
         return self.evaluation.update(dataloader_idx, batch)
+
+    test_step = validation_step  # type: ignore[assignment]
+
+    def predict_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
+        """Segment a batch, with panoptic maps where the method gives them."""
+        return self.evaluation.segment(dataloader_idx, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the metrics of every dataset."""
         self._finish_evaluation("validate", "val")
 
-    def on_test_start(self) -> None:
-        """Bind the words of every dataset."""
-        self._start_evaluation()
-
-    def test_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
-        """Count a test batch; what was found is for callbacks."""
-        return self.evaluation.update(dataloader_idx, batch)
-
     def on_test_epoch_end(self) -> None:
         """Compute and log the metrics of every dataset."""
         self._finish_evaluation("test", "test")
 
-    def on_predict_start(self) -> None:
-        """Bind the words."""
-        self._start_evaluation()
-
-    def predict_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
-        """Segment a batch, with panoptic maps where the method gives them."""
-        return self.evaluation.segment(dataloader_idx, batch)
+    def _finish_evaluation(self, stage: str, prefix: str) -> None:
+        header = RunHeader(Path(self.trainer.default_root_dir).name, type(self).__name__, stage, self.trained_steps)
+        self.evaluation_results = self.evaluation.results(header)
+        for result in self.evaluation_results:
+            # Every process logs the same value: the metric has summed its counts over all of them already.
+            figures = {name: value for name, value in result.metrics.items() if value is not None}
+            self.log_dict({f"{prefix}/{result.dataset}/{name}": value for name, value in figures.items()})
 
     # Checkpoints ---------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ovsl.cli import main
+from ovsl.errors import InputError
 from tests.conftest import ROOT, TINY_CLIP
 
 DATA = str(ROOT / "configs/data/toy.yaml")
@@ -264,3 +265,27 @@ def test_training_free_method_cannot_be_fitted(small, tmp_path, capsys):
     command = ["fit", "--model", "MaskCLIP", "-c", DATA, "-c", str(small), "--run_dir", str(tmp_path / "run")]
     assert main(command) == 2
     assert "MaskCLIP has nothing to train" in capsys.readouterr().err
+
+
+def test_a_run_directory_in_a_file_counts_as_one_on_the_command_line(trained, small, tmp_path):
+    named = tmp_path / "run.yaml"
+    named.write_text(yaml.safe_dump({"run_dir": str(trained)}))
+    assert main(["validate", "-c", DATA, "-c", str(_without_model(small)), "-c", str(named)]) == 0
+
+
+def test_a_bug_met_while_an_input_error_is_handled_is_not_hidden_by_it(monkeypatch):
+    def broken(arguments):
+        try:
+            raise InputError("a mistake of the user")
+        except InputError:
+            raise KeyError("a bug of ours")  # noqa: B904 - what is tested
+
+    monkeypatch.setattr("ovsl.tools.report.main", broken)
+    with pytest.raises(KeyError, match="a bug of ours"):
+        main(["report"])
+
+
+def test_sections_of_a_run_that_a_tool_does_not_know_are_no_mistake(trained, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text((trained / "config.yaml").read_text() + "\nanother_callback: {every: 3}\n")
+    assert main(["profile", "-c", str(config), "--size", "32", "--repeats", "1", "--device", "cpu"]) == 0

@@ -47,8 +47,8 @@ def recognize(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_block
     """
     num_queries = biases.shape[3]
     # Columns of the SLS tokens, of which each sees only its own, and of the class token, which none sees.
-    cut = torch.full((num_queries, num_queries + 1), float("-inf"), dtype=biases.dtype, device=biases.device)
-    cut = cut.fill_diagonal_(0).expand(*biases.shape[:3], -1, -1)
+    own = torch.eye(num_queries, num_queries + 1, dtype=torch.bool, device=biases.device)
+    cut = torch.zeros_like(own, dtype=biases.dtype).masked_fill(~own, float("-inf")).expand(*biases.shape[:3], -1, -1)
     masks = torch.cat([cut, biases], dim=4)
     slots = tokens[:, :1].expand(-1, num_queries, -1)
     *deep, last = tower.blocks[num_shallow_blocks:]

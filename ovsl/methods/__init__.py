@@ -1,6 +1,7 @@
 """The methods: one folder and one line here for each."""
 
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.clip_dinoiser import CLIPDINOiser
 from ovsl.methods.clip_lightweight import CLIPLightweight
 from ovsl.methods.denseclip import DenseCLIP
 from ovsl.methods.fc_clip import FCCLIP
@@ -13,6 +14,7 @@ from ovsl.methods.zegclip import ZegCLIP
 __all__ = [
     "FCCLIP",
     "SAN",
+    "CLIPDINOiser",
     "CLIPLightweight",
     "DenseCLIP",
     "LSeg",

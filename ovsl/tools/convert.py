@@ -82,7 +82,7 @@ def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
             f"{path} holds Python objects besides tensors, which can run code when loaded; if you trust its source, "
             "add --trust."
         ) from error
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model"):
         content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{path} holds no state dict.")

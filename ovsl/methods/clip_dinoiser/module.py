@@ -1,0 +1,202 @@
+"""CLIP-DINOiser as a LightningModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.clip import TextEmbeddings
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow
+from ovsl.layers.padding import pad_to_multiple
+from ovsl.layers.similarity import cosine_scores
+from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.clip_dinoiser.network import (
+    CLIPDINOiserNetwork,
+    CLIPDINOiserOutput,
+    CLIPDINOiserSizes,
+    CLIPFeatures,
+    clip_features,
+    drop_below,
+    mark_background,
+    pool,
+)
+from ovsl.methods.clip_dinoiser.teachers import Teachers, TeacherSettings
+from ovsl.methods.schedules import MultiStepSchedule, Schedule
+from ovsl.vocabulary import Vocabulary
+
+BACKGROUND = "background"
+
+
+class CLIPDINOiser(SegmentationModule):
+    """MaskCLIP's features averaged over the cells that belong together, which two small heads learn from DINO.
+
+    Wysoczanska, Simeoni, Ramamonjisoa, Bursuc, Trzcinski, Perez: *CLIP-DINOiser: Teaching CLIP a few DINO tricks for
+    open-vocabulary semantic segmentation*, ECCV 2024, arXiv 2312.12359. Training reads images alone, no label; DINO
+    and FOUND are built for it, and for inference only with `predict_with: teachers`.
+
+    Args:
+        clip: The frozen CLIP, a vision transformer with a class token.
+        sizes: Sizes of the heads.
+        teachers: DINO and FOUND.
+        predict_with: Whose correlations and foreground inference uses. `teachers` needs no training (the paper's
+            starting point).
+        correlation_threshold: Smaller correlations count as 0 (gamma).
+        mark_background: Give uncertain cells without foreground to class 0, which has to be `background`. On for
+            PASCAL VOC with background and COCO-Object in the paper, off elsewhere.
+        certainty: Probability from which on a class is kept where there is no foreground (delta).
+        temperature: Factor of the cosine before the softmax, whatever the checkpoint's own scale.
+        background_rate: Learning rate of the foreground head as a multiple of the optimiser's.
+        templates: 80 templates, as published.
+        inference: Windows of the paper, on images whose short side is 448.
+        optimizer: AdamW with the rate of the correlation head.
+        schedule: Drop of the rate after step 5000 of 6300.
+        **kwargs: See `ovsl.methods.base.SegmentationModule`.
+
+    Raises:
+        InputError: A CLIP without a class token or with a convolutional tower, or a block that it does not have.
+    """
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        sizes: CLIPDINOiserSizes = CLIPDINOiserSizes(),  # noqa: B008 - frozen
+        teachers: TeacherSettings = TeacherSettings(),  # noqa: B008 - frozen
+        predict_with: Literal["heads", "teachers"] = "heads",
+        correlation_threshold: float = 0.2,
+        mark_background: bool = False,
+        certainty: float = 0.99,
+        temperature: float = 100.0,
+        background_rate: float = 200.0,
+        templates: str = "imagenet_80",
+        inference: Inference = SlidingWindow(crop_size=448, stride=224),  # noqa: B008 - never mutated
+        optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=5e-5, weight_decay=0.01),
+        schedule: Schedule = MultiStepSchedule(milestones=(5000,), factor=0.1),  # noqa: B008 - never mutated
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
+        )
+        visual = self.clip.visual
+        if not hasattr(visual, "class_embedding"):
+            raise InputError(
+                f"CLIP-DINOiser needs a CLIP with a vision transformer and a class token; {self.clip.name!r} has none."
+            )
+        num_blocks = len(visual.transformer.resblocks)
+        if sizes.feature_block is not None and not -num_blocks <= sizes.feature_block <= -2:
+            raise InputError(
+                f"feature_block is {sizes.feature_block}, but the heads can read blocks {-num_blocks} to -2 of "
+                f"{self.clip.name!r}, or its output features (null)."
+            )
+        self.patch_size = int(visual.conv1.kernel_size[0])
+        channels = visual.proj.shape[1] if sizes.feature_block is None else visual.conv1.out_channels
+        self.network = CLIPDINOiserNetwork(channels, sizes)
+        self.predict_with = predict_with
+        self.correlation_threshold = correlation_threshold
+        self.mark_background = mark_background
+        self.certainty = certainty
+        self.temperature = temperature
+        self.background_rate = background_rate
+        self.teacher_settings = teachers
+        # In a list, so that frozen teachers are no part of the module: neither of its checkpoints nor of its modes.
+        self._teachers: list[Teachers] = []
+
+    def teachers(self) -> Teachers:
+        """DINO and FOUND, built at the first call and on the device of the module."""
+        if not self._teachers:
+            self._teachers.append(self.teacher_settings.build())
+        return self._teachers[0].to(self.device)
+
+    def setup(self, stage: str) -> None:
+        """Build the teachers before a run that needs them starts."""
+        if stage == "fit" or self.predict_with == "teachers":
+            self.teachers()
+        super().setup(stage)
+
+    # Scores --------------------------------------------------------------------------------------------------------
+
+    def features(self, padded: Tensor) -> CLIPFeatures:
+        """What is read of CLIP: images in whole patches -> features, see `CLIPFeatures`."""
+        return clip_features(self.clip.visual, self.clip.normalize(padded), self.network.feature_block)
+
+    def probabilities(self, dense: Tensor, guide: CLIPDINOiserOutput, text: TextEmbeddings) -> Tensor:
+        """Class probabilities of the cells.
+
+        Args:
+            dense: See `CLIPFeatures`.
+            guide: Correlations and probability of foreground, of the heads or of the teachers.
+            text: Text embeddings of C classes.
+
+        Returns:
+            `(B, C, h, w)`; they sum to 1 where the background was not marked.
+        """
+        pooled = pool(dense, guide.correlations, self.correlation_threshold)
+        scores = text.per_class(cosine_scores(pooled, text.vectors))
+        probabilities = (self.temperature * scores).softmax(dim=1)
+        if not self.mark_background:
+            return probabilities
+        return mark_background(probabilities, guide.foreground, self.certainty)
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Class probabilities on the patch grid of the padded images, see `SegmentationModule.forward`."""
+        padded = pad_to_multiple(images, self.patch_size)
+        dense, intermediate = self.features(padded)
+        if self.predict_with == "teachers":
+            guide = self.teachers()(padded, (dense.shape[2], dense.shape[3]))
+        else:
+            correlations, foreground_logits = self.network(intermediate)
+            guide = CLIPDINOiserOutput(correlations, foreground_logits.sigmoid())
+        # The grid of a padded image is stretched over the image without padding, as in the official code.
+        return DensePrediction(self.probabilities(dense, guide, text))
+
+    # Training ------------------------------------------------------------------------------------------------------
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Binary cross entropy to what the teachers say of each pair of cells and of each cell (section 3.3)."""
+        padded = pad_to_multiple(batch["image"], self.patch_size)
+        with torch.no_grad():
+            intermediate = self.features(padded).intermediate
+            taught = self.teachers()(padded, (intermediate.shape[2], intermediate.shape[3]))
+        correlations, foreground_logits = self.network(intermediate)
+        if taught.correlations.shape != correlations.shape:
+            raise InputError(
+                f"DINO compares {taught.correlations.shape[1]} cells of a training image, CLIP {correlations.shape[1]};"
+                " choose a teacher with the patch size of CLIP."
+            )
+        related = drop_below(taught.correlations, self.correlation_threshold) > 0
+        return {
+            # The cosine itself is the logit; below 0 it is as good as 0 and gets no gradient.
+            "correlation": _cross_entropy(correlations.clamp(min=0), related),
+            "foreground": _cross_entropy(foreground_logits, taught.foreground > 0.5),
+        }
+
+    def parameter_groups(self) -> Iterable[dict[str, Any]]:
+        """The two heads, each with its rate."""
+        heads = self.network
+        rate = self.optimizer([torch.zeros(())]).param_groups[0]["lr"]
+        yield {"params": list(heads.obj_proj.parameters()), "lr": rate, "name": "correlation"}
+        yield {"params": list(heads.bkg_decoder.parameters()), "lr": rate * self.background_rate, "name": "foreground"}
+
+    # Words ---------------------------------------------------------------------------------------------------------
+
+    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Text embeddings of the classes.
+
+        Raises:
+            InputError: The background is to be marked, but class 0 is something else.
+        """
+        if self.mark_background and BACKGROUND not in vocabulary.synonyms[0]:
+            raise InputError(
+                f"mark_background needs {BACKGROUND!r} as the first class, but {vocabulary.name!r} starts with "
+                f"{vocabulary.classes[0]!r}; set mark_background: false, or add the word."
+            )
+        return super().evaluation_text(vocabulary)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))

@@ -2,6 +2,7 @@
 
 from ovsl.inference.instance import Instances
 from ovsl.inference.multi_scale import MultiScale
+from ovsl.inference.nearest import NearestLabels
 from ovsl.inference.panoptic import PanopticMap
 from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, resize
 from ovsl.inference.segmentation import Segmentation, segment
@@ -13,6 +14,7 @@ __all__ = [
     "Instances",
     "MaskPrediction",
     "MultiScale",
+    "NearestLabels",
     "PanopticMap",
     "Prediction",
     "Segmentation",

@@ -91,7 +91,6 @@ def load_decoder(found: FOUND, release: Mapping[str, Any]) -> None:
     """
     weights = release.get("decoder")
     expected = {name: tuple(tensor.shape) for name, tensor in found.decoder.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in weights.items()} if isinstance(weights, Mapping) else None
-    if given != expected:
+    if not isinstance(weights, Mapping) or {name: tuple(w.shape) for name, w in weights.items()} != expected:
         raise InputError(f"This is no FOUND decoder for the DINO beside it: it should hold {expected} as 'decoder'.")
     found.decoder.load_state_dict(weights)

@@ -2,6 +2,7 @@
 
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.clip_dinoiser import CLIPDINOiser
+from ovsl.methods.clip_diy import CLIPDIY
 from ovsl.methods.clip_lightweight import CLIPLightweight
 from ovsl.methods.denseclip import DenseCLIP
 from ovsl.methods.fc_clip import FCCLIP
@@ -12,6 +13,7 @@ from ovsl.methods.san import SAN
 from ovsl.methods.zegclip import ZegCLIP
 
 __all__ = [
+    "CLIPDIY",
     "FCCLIP",
     "SAN",
     "CLIPDINOiser",

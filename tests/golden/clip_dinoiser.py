@@ -39,10 +39,8 @@ def build(case: Case) -> CLIPDINOiser:
     assert not meta["resize_antialias"]
     assert meta["found"]["threshold"] == 0.5
     assert meta["found"]["features"].startswith("k ")
-    assert (meta["imagenet_norm"]["mean"], meta["imagenet_norm"]["std"]) == (
-        [0.485, 0.456, 0.406],
-        [0.229, 0.224, 0.225],
-    )
+    assert tuple(meta["imagenet_norm"]["mean"]) == IMAGENET_MEAN
+    assert tuple(meta["imagenet_norm"]["std"]) == IMAGENET_STD
     block, optimizer = meta["feats_idx"], meta.get("optimizer") or {}
     rates = optimizer.get("lr") or {"obj_proj": 5e-5, "bkg_decoder": 1e-2}
     module = CLIPDINOiser(

@@ -1,0 +1,121 @@
+"""CLIP-DIY as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ovsl.clip import TextEmbeddings
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Inference, NearestLabels, Prediction, resize
+from ovsl.layers.found import FOUNDSettings
+from ovsl.methods.base import CLIPSettings, SegmentationModule
+from ovsl.methods.clip_diy.network import (
+    CLIPDIYSizes,
+    aggregate,
+    guide,
+    image_embeddings,
+    resize_bilinear,
+    resized_crops,
+)
+from ovsl.vocabulary import Vocabulary
+
+BACKGROUND = "background"
+
+
+class CLIPDIY(SegmentationModule):
+    """Overlapping crops of three sizes, each classified by CLIP as an image; FOUND says what is foreground.
+
+    Wysoczanska, Ramamonjisoa, Trzcinski, Simeoni: *CLIP-DIY: CLIP Dense Inference Yields Open-Vocabulary Semantic
+    Segmentation For-Free*, WACV 2024, arXiv 2309.14289. Nothing trains. As in the official code the grid of a crop size
+    is stretched over the whole image as if its overlapping crops were tiles. Images come as they are; their foreground
+    is found at their own size.
+
+    Args:
+        clip: The frozen CLIP, a vision transformer with a class token.
+        sizes: Sizes of images and crops.
+        foreground: The FOUND that guides; class 0 then has to be `background`. None for no guidance, as on datasets
+            without a background class.
+        interpolation: How the grid of a crop size is stretched.
+        window_batch_size: Crops that go through CLIP together.
+        templates: One prompt, as published.
+        inference: Labels are decided at `sizes.image_size` and enlarged as labels, as published.
+        **kwargs: See `ovsl.methods.base.SegmentationModule`.
+
+    Raises:
+        InputError: A CLIP without a class token or with a convolutional tower, or sizes that do not fit together.
+    """
+
+    trainable = False
+
+    def __init__(
+        self,
+        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
+        sizes: CLIPDIYSizes = CLIPDIYSizes(),  # noqa: B008 - frozen
+        foreground: FOUNDSettings | None = None,
+        interpolation: Literal["bilinear", "nearest"] = "bilinear",
+        window_batch_size: int = 64,
+        templates: str = "single",
+        inference: Inference = NearestLabels(),  # noqa: B008 - never mutated
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(clip=clip, templates=templates, inference=inference, **kwargs)
+        visual = self.clip.visual
+        if not hasattr(visual, "class_embedding"):
+            raise InputError(
+                f"CLIP-DIY needs a CLIP with a vision transformer and a class token; {self.clip.name!r} has none."
+            )
+        self.levels = sizes.levels
+        self.sizes = sizes
+        side = visual.image_size
+        self.crop_side = int(side if isinstance(side, int) else side[0])
+        self.found = None if foreground is None else foreground.build()
+        self.interpolation = interpolation
+        self.window_batch_size = window_batch_size
+
+    def grids(self, images: Tensor, text: TextEmbeddings) -> list[Tensor]:
+        """Cosine of every crop with every class.
+
+        Args:
+            images: uint8 RGB `(B, 3, S, S)`.
+            text: Text embeddings of C classes.
+
+        Returns:
+            For each level `(B, C, n, n)`.
+        """
+        levels = resized_crops(images, self.levels, self.crop_side)
+        # One queue for the crops of all levels and images, so that no batch through CLIP is small.
+        queue = torch.cat([level.flatten(0, 2) for level in levels])
+        embeddings = [
+            image_embeddings(self.clip.visual, self.clip.normalize(part))
+            for part in queue.split(self.window_batch_size)
+        ]
+        scores = text.per_class(torch.cat(embeddings) @ text.vectors.T)
+        by_level = scores.split([level.shape[:3].numel() for level in levels])
+        return [
+            part.unflatten(0, level.shape[:3]).permute(0, 3, 1, 2) for part, level in zip(by_level, levels, strict=True)
+        ]
+
+    def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+        """Class scores at `sizes.image_size`, guided by the foreground, see `SegmentationModule.forward`."""
+        side = self.sizes.image_size
+        grids = self.grids(resize_bilinear(images, side), text)
+        scores = aggregate(grids, self.sizes.weights, side, self.interpolation)
+        if self.found is not None:
+            scores = guide(scores, resize(self.found.saliency(images), (side, side)))
+        return DensePrediction(scores)
+
+    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Text embeddings of the classes.
+
+        Raises:
+            InputError: The foreground guides, but class 0 is something else than the background.
+        """
+        if self.found is not None and BACKGROUND not in vocabulary.synonyms[0]:
+            raise InputError(
+                f"The foreground map needs {BACKGROUND!r} as the first class, but {vocabulary.name!r} starts with "
+                f"{vocabulary.classes[0]!r}; set foreground: null, or add the word."
+            )
+        return super().evaluation_text(vocabulary)

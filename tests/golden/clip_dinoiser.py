@@ -16,7 +16,7 @@ from ovsl.layers.similarity import unit_vectors
 from ovsl.methods import CLIPDINOiser
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.clip_dinoiser.network import CLIPDINOiserSizes, drop_below, pool
-from ovsl.methods.clip_dinoiser.teachers import TeacherSettings
+from ovsl.methods.clip_dinoiser.teachers import DINOTeachers
 from ovsl.methods.schedules import MultiStepSchedule
 from tests.golden.harness import Case
 
@@ -46,8 +46,11 @@ def build(case: Case) -> CLIPDINOiser:
     module = CLIPDINOiser(
         CLIPSettings("golden", config=meta["open_clip_config"]),
         CLIPDINOiserSizes(meta["in_dim"], meta["conv_kernel"], None if block == "final" else block),
-        TeacherSettings(dino_settings(meta["dino"]), FOUNDSettings(None, dino_settings(meta["found"])),
-                        PROJECTIONS[meta["dino"]["features"][0]]),
+        lambda: DINOTeachers(
+            dino_settings(meta["dino"]),
+            FOUNDSettings(None, dino_settings(meta["found"])),
+            PROJECTIONS[meta["dino"]["features"][0]],
+        ),
         correlation_threshold=meta["gamma"] or 0.0,
         certainty=meta["delta"],
         temperature=meta["temperature"],

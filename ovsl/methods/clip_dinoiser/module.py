@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -26,7 +26,7 @@ from ovsl.methods.clip_dinoiser.network import (
     mark_background,
     pool,
 )
-from ovsl.methods.clip_dinoiser.teachers import Teachers, TeacherSettings
+from ovsl.methods.clip_dinoiser.teachers import DINOTeachers, Teachers
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
 from ovsl.vocabulary import Vocabulary
 
@@ -43,7 +43,7 @@ class CLIPDINOiser(SegmentationModule):
     Args:
         clip: The frozen CLIP, a vision transformer with a class token.
         sizes: Sizes of the heads.
-        teachers: DINO and FOUND.
+        teachers: Builds what the heads learn from.
         predict_with: Whose correlations and foreground inference uses. `teachers` needs no training (the paper's
             starting point).
         correlation_threshold: Smaller correlations count as 0 (gamma).
@@ -66,7 +66,7 @@ class CLIPDINOiser(SegmentationModule):
         self,
         clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
         sizes: CLIPDINOiserSizes = CLIPDINOiserSizes(),  # noqa: B008 - frozen
-        teachers: TeacherSettings = TeacherSettings(),  # noqa: B008 - frozen
+        teachers: Callable[[], Teachers] = DINOTeachers,
         predict_with: Literal["heads", "teachers"] = "heads",
         correlation_threshold: float = 0.2,
         mark_background: bool = False,
@@ -102,14 +102,14 @@ class CLIPDINOiser(SegmentationModule):
         self.certainty = certainty
         self.temperature = temperature
         self.background_rate = background_rate
-        self.teacher_settings = teachers
+        self.build_teachers = teachers
         # In a list, so that frozen teachers are no part of the module: neither of its checkpoints nor of its modes.
         self._teachers: list[Teachers] = []
 
     def teachers(self) -> Teachers:
-        """DINO and FOUND, built at the first call and on the device of the module."""
+        """What the heads learn from, built at the first call and on the device of the module."""
         if not self._teachers:
-            self._teachers.append(self.teacher_settings.build())
+            self._teachers.append(self.build_teachers())
         return self._teachers[0].to(self.device)
 
     def setup(self, stage: str) -> None:

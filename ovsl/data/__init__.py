@@ -3,6 +3,7 @@
 from ovsl.data.catalogue import Catalogued
 from ovsl.data.datamodule import PredictionData, SegmentationDataModule
 from ovsl.data.evaluation_set import EvaluationSet
+from ovsl.data.image_folder import ImageFolder
 from ovsl.data.parquet import HubSource, ParquetSource
 from ovsl.data.sources import ImageFiles, Row, Segments, Source
 from ovsl.data.toy import ToySource
@@ -14,6 +15,7 @@ __all__ = [
     "EvaluationTransform",
     "HubSource",
     "ImageFiles",
+    "ImageFolder",
     "ParquetSource",
     "PredictionData",
     "Row",

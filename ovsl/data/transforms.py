@@ -32,6 +32,7 @@ class TrainTransform:
         fill: Grey value of padded pixels, 0..255 (128 in Detectron2's recipes).
         flip: Probability of a horizontal flip.
         photometric: Whether to change brightness, contrast, saturation and hue at random.
+        brightness: Multiply the pixels by a factor drawn from 1 - this to 1 + this; 0 for none.
         category_max_ratio: Draw the crop again, at most ten times, until it holds more than one class and no class
             covers more than this share of its labelled pixels (0.75 in MMSegmentation). None takes the first crop.
     """
@@ -43,6 +44,7 @@ class TrainTransform:
     fill: int = 0
     flip: float = 0.5
     photometric: bool = False
+    brightness: float = 0.0
     category_max_ratio: float | None = None
 
     def pipeline(self, ignore_index: int, panoptic: bool = False) -> A.Compose:
@@ -82,6 +84,8 @@ class TrainTransform:
             steps.append(A.HorizontalFlip(p=self.flip))
         if self.photometric:
             steps.append(PhotometricDistortion())
+        if self.brightness > 0:
+            steps.append(A.ColorJitter((1 - self.brightness, 1 + self.brightness), (1, 1), (1, 1), (0, 0), p=1.0))
         return A.Compose(steps)
 
 

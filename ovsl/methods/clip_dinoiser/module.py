@@ -117,6 +117,8 @@ class CLIPDINOiser(SegmentationModule):
         if stage == "fit" or self.predict_with == "teachers":
             self.teachers()
         super().setup(stage)
+        # Labels are never read, so that no class counts as seen.
+        self.training_vocabulary = None
 
     # Scores --------------------------------------------------------------------------------------------------------
 

@@ -7,22 +7,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ovsl.clip import FrozenCLIP, TextEmbeddings
-from ovsl.inference import SlidingWindow, average_windows, resize
+from ovsl.clip import CLIPSettings, FrozenCLIP, TextEmbeddings
+from ovsl.inference import average_windows, resize
 from ovsl.layers.dino import IMAGENET_MEAN, IMAGENET_STD, DINOSettings, load_dino
 from ovsl.layers.found import FOUNDSettings, load_decoder
 from ovsl.layers.padding import pad_to_multiple
 from ovsl.layers.similarity import unit_vectors
 from ovsl.methods import CLIPDINOiser
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.clip_dinoiser.network import CLIPDINOiserSizes, drop_below, pool
 from ovsl.methods.clip_dinoiser.teachers import DINOTeachers
 from ovsl.methods.schedules import MultiStepSchedule
 from tests.golden.harness import Case
+from tests.golden.windows import RectangularWindow
 
 INPUTS = ["image", "slide_image", "train_image", "class_embeddings"]
 NOT_COMPUTED: dict[str, str] = {}
 PROJECTIONS = {"q": "query", "k": "key", "v": "value"}
+
+
+KNOWN_KEYS = {
+    "": """method weights_naming open_clip_config class_names seed in_dim gamma delta feats_idx conv_kernel clip_norm
+        imagenet_norm dino found resize_antialias temperature decision_margin tolerance slide optimizer text_tower
+        weights_dtype tensors_io tensors_weights""",
+    "open_clip_config": "embed_dim vision_cfg text_cfg quick_gelu",
+    "open_clip_config.vision_cfg": "image_size layers width head_width patch_size mlp_ratio",
+    "dino": "width layers heads img_size patch_size features layer_norm_eps mlp_ratio",
+    "found": "width layers heads img_size patch_size features layer_norm_eps mlp_ratio threshold",
+    "slide": "crop stride original_shape apply_found",
+    "optimizer": """type betas eps weight_decay lr milestones gamma steps same_batch_every_step history_columns
+        history""",
+    "optimizer.lr": "obj_proj bkg_decoder",
+}
 
 
 def dino_settings(meta: dict[str, Any]) -> DINOSettings:
@@ -79,6 +94,7 @@ def _pop(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def compute(case: Case) -> dict[str, Tensor]:
+    case.check_keys(KNOWN_KEYS)
     meta, io = case.meta, case.io
     module = build(case)
     vectors = io["class_embeddings"]
@@ -132,8 +148,7 @@ def slide_tensors(
 ) -> dict[str, Tensor]:
     module.mark_background = slide["apply_found"]
     size, original = (image.shape[2], image.shape[3]), tuple(slide["original_shape"])
-    (crop, _), (stride, _) = slide["crop"], slide["stride"]
-    inference = SlidingWindow(crop, stride)
+    inference = RectangularWindow(slide["crop"], slide["stride"])
     windows = inference.windows(*size)
     crops = torch.cat([image[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])
     full = average_windows([module(crops, text)], windows, size)
@@ -152,7 +167,7 @@ def training_tensors(module: CLIPDINOiser, image: Tensor) -> dict[str, Tensor]:
     teachers = module.teachers()
     taught = teachers(padded, (features.dense.shape[2], features.dense.shape[3]))
     projections = teachers.dino.last_projections(teachers.dino.normalize(padded))
-    losses = module.losses({"image": image})
+    losses = module.losses({"image": image}).weighted
     total = losses["correlation"] + losses["foreground"]
     parameters = dict(module.network.named_parameters())
     gradients = torch.autograd.grad(total, list(parameters.values()))
@@ -175,11 +190,11 @@ def steps(module: CLIPDINOiser, image: Tensor, meta: dict[str, Any]) -> dict[str
     """The recorded steps on one batch, by the module's own optimiser and schedule; the meta has losses and rates."""
     assert meta["type"] == "AdamW"
     assert meta["same_batch_every_step"]
-    optimizer = module.optimizer(list(module.parameter_groups()))
+    optimizer = module.optimizer(list(module.parameter_groups(meta["lr"]["obj_proj"])))
     scheduler = module.schedule.build(optimizer, total_steps=meta["steps"])
     history = []
     for _ in range(meta["steps"]):
-        losses = module.losses({"image": image})
+        losses = module.losses({"image": image}).weighted
         rates = [group["lr"] for group in optimizer.param_groups]
         history.append([losses["correlation"].item(), losses["foreground"].item(), *rates])
         optimizer.zero_grad()

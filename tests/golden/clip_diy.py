@@ -5,16 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ovsl.clip import FrozenCLIP, TextClassifier, TextEmbeddings
+from ovsl.clip import CLIPSettings, FrozenCLIP, TextClassifier, TextEmbeddings
 from ovsl.inference import DensePrediction, NearestLabels, resize
 from ovsl.methods import CLIPDIY
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.clip_diy.network import CLIPDIYSizes, guide, resized_crops, stretch
 from tests.golden.harness import Case
 
 INPUTS = ["image", "saliency_raw", "class_embeddings"]  # the last only where the case has no text tower
 NOT_COMPUTED: dict[str, str] = {}
 TOKENS = "text_model.embeddings.token_embedding.weight"
+
+
+KNOWN_KEYS = {
+    "": """method weights_naming seed vision text projection_dim hidden_act layer_norm_eps processor_size norm_mean
+        norm_std img_size patch_sizes strides patch_weights interpolate_logits align_corners class_names prompt saliency
+        gt_size label_margin tolerance open_clip_config text_tower weights_dtype tensors_io tensors_weights""",
+    "open_clip_config": "embed_dim vision_cfg text_cfg quick_gelu",
+    "open_clip_config.vision_cfg": "image_size layers width head_width patch_size mlp_ratio",
+}
 
 
 def build(case: Case) -> CLIPDIY:
@@ -48,6 +56,7 @@ def build(case: Case) -> CLIPDIY:
 
 @torch.no_grad()
 def compute(case: Case) -> dict[str, Tensor]:
+    case.check_keys(KNOWN_KEYS)
     meta, io = case.meta, case.io
     module = build(case)
     image, out = io["image"], {}

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from ovsl.inference import DensePrediction, NearestLabels
-from ovsl.inference.nearest import resize_labels
+from ovsl.inference.nearest import enlarge
 
 
 def test_labels_are_enlarged_as_opencv_does_it():
@@ -14,7 +14,7 @@ def test_labels_are_enlarged_as_opencv_does_it():
         height, width, wanted_height, wanted_width = (int(side) for side in rng.integers(1, 300, 4))
         labels = rng.integers(0, 200, (height, width), dtype=np.uint8)
         expected = cv2.resize(labels, (wanted_width, wanted_height), interpolation=cv2.INTER_NEAREST)
-        found = resize_labels(torch.from_numpy(labels)[None], (wanted_height, wanted_width))[0]
+        found = enlarge(torch.from_numpy(labels)[None], (wanted_height, wanted_width))[0]
         np.testing.assert_array_equal(found.numpy(), expected.reshape(wanted_height, wanted_width))
 
 

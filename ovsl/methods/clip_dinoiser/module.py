@@ -10,12 +10,15 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
+from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow
 from ovsl.layers.padding import pad_to_multiple
 from ovsl.layers.similarity import cosine_scores
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.background import check_background_first
+from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.clip_dinoiser.network import (
     CLIPDINOiserNetwork,
     CLIPDINOiserOutput,
@@ -29,8 +32,6 @@ from ovsl.methods.clip_dinoiser.network import (
 from ovsl.methods.clip_dinoiser.teachers import DINOTeachers, Teachers
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
 from ovsl.vocabulary import Vocabulary
-
-BACKGROUND = "background"
 
 
 class CLIPDINOiser(SegmentationModule):
@@ -158,7 +159,7 @@ class CLIPDINOiser(SegmentationModule):
 
     # Training ------------------------------------------------------------------------------------------------------
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Binary cross entropy to what the teachers say of each pair of cells and of each cell (section 3.3)."""
         padded = pad_to_multiple(batch["image"], self.patch_size)
         with torch.no_grad():
@@ -171,33 +172,30 @@ class CLIPDINOiser(SegmentationModule):
                 " choose a teacher with the patch size of CLIP."
             )
         related = drop_below(taught.correlations, self.correlation_threshold) > 0
-        return {
+        weighted = {
             # The cosine itself is the logit; below 0 it is as good as 0 and gets no gradient.
             "correlation": _cross_entropy(correlations.clamp(min=0), related),
             "foreground": _cross_entropy(foreground_logits, taught.foreground > 0.5),
         }
+        return Losses(weighted)
 
-    def parameter_groups(self) -> Iterable[dict[str, Any]]:
-        """The two heads, each with its rate."""
-        heads = self.network
-        rate = self.optimizer([torch.zeros(())]).param_groups[0]["lr"]
-        yield {"params": list(heads.obj_proj.parameters()), "lr": rate, "name": "correlation"}
-        yield {"params": list(heads.bkg_decoder.parameters()), "lr": rate * self.background_rate, "name": "foreground"}
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
+        """Give the two heads, each with its rate."""
+        heads, rate = self.network, self.background_rate * base_rate
+        yield {"params": list(heads.obj_proj.parameters()), "name": "correlation"}
+        yield {"params": list(heads.bkg_decoder.parameters()), "lr": rate, "name": "foreground"}
 
     # Words ---------------------------------------------------------------------------------------------------------
 
-    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """Text embeddings of the classes.
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Take a vocabulary to choose from.
 
         Raises:
             InputError: The background is to be marked, but class 0 is something else.
         """
-        if self.mark_background and BACKGROUND not in vocabulary.synonyms[0]:
-            raise InputError(
-                f"mark_background needs {BACKGROUND!r} as the first class, but {vocabulary.name!r} starts with "
-                f"{vocabulary.classes[0]!r}; set mark_background: false, or add the word."
-            )
-        return super().evaluation_text(vocabulary)
+        if self.mark_background:
+            check_background_first(vocabulary, "mark_background: false")
+        return super().words(vocabulary)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -7,11 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.errors import InputError
+from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, NearestLabels, Prediction, resize
 from ovsl.layers.found import FOUNDSettings
-from ovsl.methods.base import CLIPSettings, SegmentationModule
+from ovsl.methods.background import check_background_first
+from ovsl.methods.base import SegmentationModule
 from ovsl.methods.clip_diy.network import (
     CLIPDIYSizes,
     aggregate,
@@ -21,8 +23,6 @@ from ovsl.methods.clip_diy.network import (
     resized_crops,
 )
 from ovsl.vocabulary import Vocabulary
-
-BACKGROUND = "background"
 
 
 class CLIPDIY(SegmentationModule):
@@ -107,15 +107,12 @@ class CLIPDIY(SegmentationModule):
             scores = guide(scores, resize(self.found.saliency(images), (side, side)))
         return DensePrediction(scores)
 
-    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """Text embeddings of the classes.
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Take a vocabulary to choose from.
 
         Raises:
             InputError: The foreground guides, but class 0 is something else than the background.
         """
-        if self.found is not None and BACKGROUND not in vocabulary.synonyms[0]:
-            raise InputError(
-                f"The foreground map needs {BACKGROUND!r} as the first class, but {vocabulary.name!r} starts with "
-                f"{vocabulary.classes[0]!r}; set foreground: null, or add the word."
-            )
-        return super().evaluation_text(vocabulary)
+        if self.found is not None:
+            check_background_first(vocabulary, "foreground: null")
+        return super().words(vocabulary)

@@ -7,7 +7,6 @@ from PIL import Image
 
 from ovsl.layers.pillow_resize import resize_square
 
-
 SIDES = [(256, 224), (128, 224), (64, 224), (36, 24), (20, 24), (7, 7), (3, 50), (50, 3)]
 
 

@@ -68,27 +68,26 @@ class ColorTeachers(Teachers):
 
     Args:
         patch_size: Side of a cell in pixels.
-        border_share: A cell is background when it is like at least this share of the border's cells.
-        distance: Difference of colours, each 0..1, from which on two cells are unlike.
+        distance: Difference of colours, each 0..1, from which on two cells are unrelated.
+        border_share: A cell is background when it is related to at least this share of the border's cells.
     """
 
-    def __init__(self, patch_size: int = 8, border_share: float = 0.2, distance: float = 0.1) -> None:
+    def __init__(self, patch_size: int = 8, distance: float = 0.2, border_share: float = 0.2) -> None:
         super().__init__()
         self.patch_size = patch_size
-        self.border_share = border_share
         self.distance = distance
+        self.border_share = border_share
 
     def forward(self, images: Tensor, grid: tuple[int, int]) -> CLIPDINOiserOutput:
-        """See `Teachers.forward`."""
+        """See `Teachers.forward`; correlations fall from 1 with the distance, through 0 at `distance`."""
         colors = images.float() / 255 if images.dtype == torch.uint8 else images
         mean = functional.avg_pool2d(colors, self.patch_size)
         deviation = (functional.avg_pool2d(colors.square(), self.patch_size) - mean.square()).clamp(min=0).sqrt()
-        # Centred on grey, so that colours can be opposed.
-        features = torch.cat([mean - 0.5, deviation], dim=1)
-        inner = torch.zeros(features.shape[-2:], dtype=torch.bool, device=features.device)
-        inner[1:-1, 1:-1] = True
-        cells = features.flatten(2).transpose(1, 2)
-        distances = torch.cdist(cells, cells[:, ~inner.flatten()])
-        like_border = distances.quantile(self.border_share, dim=2).unflatten(1, inner.shape)
-        foreground = (10 * (like_border / self.distance - 1)).sigmoid()[:, None]
-        return CLIPDINOiserOutput(correlations(features), resize(foreground, grid))
+        cells = torch.cat([mean, deviation], dim=1).flatten(2).transpose(1, 2)
+        related = (1 - torch.cdist(cells, cells) / self.distance).clamp(min=-1)
+        size = (mean.shape[2], mean.shape[3])
+        border = torch.ones(size, dtype=torch.bool, device=images.device)
+        border[1:-1, 1:-1] = False
+        like_border = related[..., border.flatten()].quantile(1 - self.border_share, dim=2)
+        foreground = (-10 * like_border).sigmoid().unflatten(1, size)[:, None]
+        return CLIPDINOiserOutput(related.unflatten(2, size), resize(foreground, grid))

@@ -177,12 +177,22 @@ def run_block(
     Returns:
         `(B, N, width)`.
     """
+    tokens = run_attention(block, tokens, bias, drop_path)
+    return tokens + drop_path(block.ls_2(block.mlp(block.ln_2(tokens))))
+
+
+def run_attention(
+    block: ResidualAttentionBlock,
+    tokens: Tensor,
+    bias: Tensor | None = None,
+    drop_path: Callable[[Tensor], Tensor] = _keep,
+) -> Tensor:
+    """Run the first half of a block, up to what its MLP is added to; arguments as for `run_block`."""
     attention = block.attn
     projected = functional.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = projected.chunk(3, dim=2)
     mixed = attend(query, key, value, attention.num_heads, bias)
-    tokens = tokens + drop_path(block.ls_1(attention.out_proj(mixed)))
-    return tokens + drop_path(block.ls_2(block.mlp(block.ln_2(tokens))))
+    return tokens + drop_path(block.ls_1(attention.out_proj(mixed)))
 
 
 def run_value_block(block: ResidualAttentionBlock, tokens: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class FOUNDSettings:
     """
 
     decoder: str | None = None
-    dino: DINOSettings = DINOSettings("vit_small_patch8_224.dino")  # noqa: RUF009 - frozen
+    dino: DINOSettings = DINOSettings("vit_small_patch8_224.dino")
 
     def build(self) -> FOUND:
         """Build the frozen model.

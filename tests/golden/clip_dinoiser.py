@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from ovsl.clip import CLIPSettings, FrozenCLIP, TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import average_windows, resize
-from ovsl.layers.dino import IMAGENET_MEAN, IMAGENET_STD, DINOSettings, load_dino
+from ovsl.layers import ImageNormalization, pad_to_multiple, unit_vectors
+from ovsl.layers.dino import DINOSettings, load_dino
 from ovsl.layers.found import FOUNDSettings, load_decoder
-from ovsl.layers.padding import pad_to_multiple
-from ovsl.layers.similarity import unit_vectors
 from ovsl.methods import CLIPDINOiser
 from ovsl.methods.clip_dinoiser.network import CLIPDINOiserSizes, drop_below, pool
 from ovsl.methods.clip_dinoiser.teachers import DINOTeachers
@@ -54,8 +54,8 @@ def build(case: Case) -> CLIPDINOiser:
     assert not meta["resize_antialias"]
     assert meta["found"]["threshold"] == 0.5
     assert meta["found"]["features"].startswith("k ")
-    assert tuple(meta["imagenet_norm"]["mean"]) == IMAGENET_MEAN
-    assert tuple(meta["imagenet_norm"]["std"]) == IMAGENET_STD
+    assert tuple(meta["imagenet_norm"]["mean"]) == IMAGENET_DEFAULT_MEAN
+    assert tuple(meta["imagenet_norm"]["std"]) == IMAGENET_DEFAULT_STD
     block, optimizer = meta["feats_idx"], meta.get("optimizer") or {}
     rates = optimizer.get("lr") or {"obj_proj": 5e-5, "bkg_decoder": 1e-2}
     module = CLIPDINOiser(
@@ -78,14 +78,13 @@ def build(case: Case) -> CLIPDINOiser:
     weights = case.weights
     module.network.load_state_dict({name: weights.pop(f"{name}") for name in module.network.state_dict()})
     prefix = "clip_backbone.backbone.visual."
-    module.clip.visual.load_state_dict(_pop(weights, prefix))
+    module.tower.visual.load_state_dict(_pop(weights, prefix))
     teachers = module.teachers()
     load_dino(teachers.dino, _pop(weights, "vit_encoder."))
     load_dino(teachers.found.dino, _pop(weights, "found_model.vit_encoder."))
     load_decoder(teachers.found, {"decoder": _pop(weights, "found_model.decoder.")})
     assert not weights, sorted(weights)
-    mean, std = meta["clip_norm"]["mean"], meta["clip_norm"]["std"]
-    module.clip = FrozenCLIP(module.clip.model, "golden", mean=mean, std=std)
+    module.clip.normalize = ImageNormalization(meta["clip_norm"]["mean"], meta["clip_norm"]["std"])
     return module.eval()
 
 
@@ -100,7 +99,7 @@ def compute(case: Case) -> dict[str, Tensor]:
     vectors = io["class_embeddings"]
     text = TextEmbeddings(vectors, torch.arange(len(vectors)), len(vectors))
     out = image_tensors(module, io["image"], text)
-    if "slide" in meta:
+    if meta.get("slide"):
         out |= slide_tensors(module, io["slide_image"], text, meta["slide"])
     if "train_image" in io:
         out |= training_tensors(module, io["train_image"])
@@ -111,7 +110,7 @@ def compute(case: Case) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def image_tensors(module: CLIPDINOiser, image: Tensor, text: TextEmbeddings) -> dict[str, Tensor]:
-    padded = pad_to_multiple(image, module.patch_size)
+    padded = pad_to_multiple(image, module.tower.patch_size)
     features = module.features(padded)
     correlations, logits = module.network(features.intermediate)
     out = {
@@ -120,8 +119,9 @@ def image_tensors(module: CLIPDINOiser, image: Tensor, text: TextEmbeddings) -> 
         "corrs": correlations,
         "pooled": pool(features.dense, correlations, module.correlation_threshold),
         "bkg_logit": logits,
-        "clip_inter": intermediate_tokens(module, padded),
     }
+    if module.network.feature_block is not None:
+        out["clip_inter"] = intermediate_tokens(module, padded)
     for name, predict_with in (("prob", "heads"), ("teacher_prob", "teachers")):
         module.predict_with = predict_with
         for suffix, mark in (("_no_bkg" if predict_with == "heads" else "", False), ("_bkg", True)):
@@ -133,7 +133,7 @@ def image_tensors(module: CLIPDINOiser, image: Tensor, text: TextEmbeddings) -> 
 
 def intermediate_tokens(module: CLIPDINOiser, padded: Tensor) -> Tensor:
     """The recorded tokens hold the class token too, which nothing reads."""
-    blocks = module.clip.visual.transformer.resblocks
+    blocks = module.tower.blocks
     kept: list[Tensor] = []
     hook = blocks[module.network.feature_block].ln_2.register_forward_hook(lambda *given: kept.append(given[2]))
     features = module.features(padded)
@@ -161,7 +161,7 @@ def slide_tensors(
 
 
 def training_tensors(module: CLIPDINOiser, image: Tensor) -> dict[str, Tensor]:
-    padded = pad_to_multiple(image, module.patch_size)
+    padded = pad_to_multiple(image, module.tower.patch_size)
     features = module.features(padded)
     correlations, logits = module.network(features.intermediate)
     teachers = module.teachers()

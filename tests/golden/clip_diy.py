@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ovsl.clip import CLIPSettings, FrozenCLIP, TextClassifier, TextEmbeddings
+from ovsl.clip import CLIPSettings, TextClassifier, TextEmbeddings
 from ovsl.inference import DensePrediction, NearestLabels, resize
+from ovsl.layers import ImageNormalization
 from ovsl.methods import CLIPDIY
 from ovsl.methods.clip_diy.network import CLIPDIYSizes, guide, resized_crops, stretch
 from tests.golden.harness import Case
@@ -50,7 +51,7 @@ def build(case: Case) -> CLIPDIY:
     assert own.keys() - weights.keys() <= {"attn_mask", "logit_scale"}, own.keys() - weights.keys()
     _, unexpected = module.clip.model.load_state_dict(weights, strict=False)
     assert not unexpected
-    module.clip = FrozenCLIP(module.clip.model, "golden", mean=meta["norm_mean"], std=meta["norm_std"])
+    module.clip.normalize = ImageNormalization(meta["norm_mean"], meta["norm_std"])
     return module.eval()
 
 

@@ -24,7 +24,8 @@ def variant(method: str, folder: Path, change: Change) -> Case:
     meta, io = json.loads(json.dumps(case.meta)), case.io
     change(meta, io)
     save_file({name: tensor.contiguous() for name, tensor in io.items()}, folder / "io.safetensors")
-    (folder / "weights.safetensors").symlink_to(case.path / "weights.safetensors")
+    for weights in case.path.glob("weights*.safetensors"):
+        (folder / weights.name).symlink_to(weights)
     return Case(method, "variant", folder, meta)
 
 

@@ -10,13 +10,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow
-from ovsl.layers.padding import pad_to_multiple
-from ovsl.layers.similarity import cosine_scores
+from ovsl.layers import cosine_scores, pad_to_multiple
 from ovsl.methods.background import check_background_first
 from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.clip_dinoiser.network import (
@@ -65,8 +64,8 @@ class CLIPDINOiser(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
-        sizes: CLIPDINOiserSizes = CLIPDINOiserSizes(),  # noqa: B008 - frozen
+        clip: CLIPSettings = CLIPSettings(),
+        sizes: CLIPDINOiserSizes = CLIPDINOiserSizes(),
         teachers: Callable[[], Teachers] = DINOTeachers,
         predict_with: Literal["heads", "teachers"] = "heads",
         correlation_threshold: float = 0.2,
@@ -75,27 +74,22 @@ class CLIPDINOiser(SegmentationModule):
         temperature: float = 100.0,
         background_rate: float = 200.0,
         templates: str = "imagenet_80",
-        inference: Inference = SlidingWindow(crop_size=448, stride=224),  # noqa: B008 - never mutated
+        inference: Inference = SlidingWindow(crop_size=448, stride=224),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=5e-5, weight_decay=0.01),
-        schedule: Schedule = MultiStepSchedule(milestones=(5000,), factor=0.1),  # noqa: B008 - never mutated
+        schedule: Schedule = MultiStepSchedule(milestones=(5000,), factor=0.1),
         **kwargs: Any,
     ) -> None:
         super().__init__(
             clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
         )
-        visual = self.clip.visual
-        if not hasattr(visual, "class_embedding"):
-            raise InputError(
-                f"CLIP-DINOiser needs a CLIP with a vision transformer and a class token; {self.clip.name!r} has none."
-            )
-        num_blocks = len(visual.transformer.resblocks)
+        self.tower = self.clip.require_tower(ViTTower, "CLIP-DINOiser")
+        num_blocks = self.tower.num_layers
         if sizes.feature_block is not None and not -num_blocks <= sizes.feature_block <= -2:
             raise InputError(
                 f"feature_block is {sizes.feature_block}, but the heads can read blocks {-num_blocks} to -2 of "
                 f"{self.clip.name!r}, or its output features (null)."
             )
-        self.patch_size = int(visual.conv1.kernel_size[0])
-        channels = visual.proj.shape[1] if sizes.feature_block is None else visual.conv1.out_channels
+        channels = self.clip.embedding_dimension if sizes.feature_block is None else self.tower.width
         self.network = CLIPDINOiserNetwork(channels, sizes)
         self.predict_with = predict_with
         self.correlation_threshold = correlation_threshold
@@ -125,7 +119,7 @@ class CLIPDINOiser(SegmentationModule):
 
     def features(self, padded: Tensor) -> CLIPFeatures:
         """What is read of CLIP: images in whole patches -> features, see `CLIPFeatures`."""
-        return clip_features(self.clip.visual, self.clip.normalize(padded), self.network.feature_block)
+        return clip_features(self.tower, self.clip.normalize(padded), self.network.feature_block)
 
     def probabilities(self, dense: Tensor, guide: CLIPDINOiserOutput, text: TextEmbeddings) -> Tensor:
         """Class probabilities of the cells.
@@ -147,7 +141,7 @@ class CLIPDINOiser(SegmentationModule):
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Class probabilities on the patch grid of the padded images, see `SegmentationModule.forward`."""
-        padded = pad_to_multiple(images, self.patch_size)
+        padded = pad_to_multiple(images, self.tower.patch_size)
         dense, intermediate = self.features(padded)
         if self.predict_with == "teachers":
             guide = self.teachers()(padded, (dense.shape[2], dense.shape[3]))
@@ -161,7 +155,7 @@ class CLIPDINOiser(SegmentationModule):
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Binary cross entropy to what the teachers say of each pair of cells and of each cell (section 3.3)."""
-        padded = pad_to_multiple(batch["image"], self.patch_size)
+        padded = pad_to_multiple(batch["image"], self.tower.patch_size)
         with torch.no_grad():
             intermediate = self.features(padded).intermediate
             taught = self.teachers()(padded, (intermediate.shape[2], intermediate.shape[3]))

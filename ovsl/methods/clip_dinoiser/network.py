@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ovsl.clip import vit
-from ovsl.inference.prediction import resize
-from ovsl.layers.similarity import correlations, unit_vectors
+from ovsl.clip import ViTTower
+from ovsl.clip.image_tower import run_attention, run_value_block
+from ovsl.inference import resize
+from ovsl.layers import correlations, unit_vectors
 
 
 @dataclass(frozen=True)
@@ -82,25 +83,25 @@ class CLIPDINOiserNetwork(nn.Module):
         )
 
 
-def clip_features(visual: Any, images: Tensor, feature_block: int | None) -> CLIPFeatures:
+def clip_features(tower: ViTTower, images: Tensor, feature_block: int | None) -> CLIPFeatures:
     """Run MaskCLIP and keep the normalised MLP input of one of the blocks before the last.
 
     Args:
-        visual: open_clip `VisionTransformer`.
+        tower: CLIP's vision transformer.
         images: Normalised `(B, 3, H, W)`.
         feature_block: See `CLIPDINOiserSizes`.
     """
-    tokens, grid = vit.embed_patches(visual, images)
-    *blocks, last = visual.transformer.resblocks
-    kept = None if feature_block is None else blocks[feature_block + 1]
-    intermediate = None
-    for block in blocks:
-        tokens = tokens + block.ls_1(vit.attend(block.attn, block.ln_1(tokens)))
+    tokens, grid = tower.stem(images)
+    *blocks, last = tower.blocks
+    kept = None if feature_block is None else tower.num_layers + feature_block
+    intermediate: Tensor | None = None
+    for index, block in enumerate(blocks):
+        tokens = run_attention(block, tokens)
         normalized = block.ln_2(tokens)
-        if block is kept:
+        if index == kept:
             intermediate = normalized[:, 1:].transpose(1, 2).unflatten(2, grid)
         tokens = tokens + block.ls_2(block.mlp(normalized))
-    dense = vit.project_patches(visual, vit.run_value_block(last, tokens), grid)
+    dense = tower.project_patches(run_value_block(last, tokens), grid)
     return CLIPFeatures(dense, dense if intermediate is None else intermediate)
 
 

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.inference.prediction import resize
-from ovsl.layers.dino import DINOSettings
-from ovsl.layers.found import FOUNDSettings
-from ovsl.layers.similarity import correlations
+from ovsl.inference import resize
+from ovsl.layers import DINOSettings, FOUNDSettings, correlations
 from ovsl.methods.clip_dinoiser.network import CLIPDINOiserOutput
 
 
@@ -46,8 +44,8 @@ class DINOTeachers(Teachers):
 
     def __init__(
         self,
-        dino: DINOSettings = DINOSettings("vit_base_patch16_224.dino"),  # noqa: B008 - frozen
-        found: FOUNDSettings = FOUNDSettings(),  # noqa: B008 - frozen
+        dino: DINOSettings = DINOSettings("vit_base_patch16_224.dino"),
+        found: FOUNDSettings = FOUNDSettings(),
         projection: Literal["query", "key", "value"] = "value",
     ) -> None:
         super().__init__()

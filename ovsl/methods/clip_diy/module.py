@@ -7,11 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ovsl.clip import CLIPSettings, TextEmbeddings
-from ovsl.errors import InputError
+from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, NearestLabels, Prediction, resize
-from ovsl.layers.found import FOUNDSettings
+from ovsl.layers import FOUNDSettings
 from ovsl.methods.background import check_background_first
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.clip_diy.network import (
@@ -52,25 +51,20 @@ class CLIPDIY(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
-        sizes: CLIPDIYSizes = CLIPDIYSizes(),  # noqa: B008 - frozen
+        clip: CLIPSettings = CLIPSettings(),
+        sizes: CLIPDIYSizes = CLIPDIYSizes(),
         foreground: FOUNDSettings | None = None,
         interpolation: Literal["bilinear", "nearest"] = "bilinear",
         window_batch_size: int = 64,
         templates: str = "single",
-        inference: Inference = NearestLabels(),  # noqa: B008 - never mutated
+        inference: Inference = NearestLabels(),
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, templates=templates, inference=inference, **kwargs)
-        visual = self.clip.visual
-        if not hasattr(visual, "class_embedding"):
-            raise InputError(
-                f"CLIP-DIY needs a CLIP with a vision transformer and a class token; {self.clip.name!r} has none."
-            )
+        self.tower = self.clip.require_tower(ViTTower, "CLIP-DIY")
         self.levels = sizes.levels
         self.sizes = sizes
-        side = visual.image_size
-        self.crop_side = int(side if isinstance(side, int) else side[0])
+        self.crop_side = self.tower.grid[0] * self.tower.patch_size
         self.found = None if foreground is None else foreground.build()
         self.interpolation = interpolation
         self.window_batch_size = window_batch_size
@@ -89,8 +83,7 @@ class CLIPDIY(SegmentationModule):
         # One queue for the crops of all levels and images, so that no batch through CLIP is small.
         queue = torch.cat([level.flatten(0, 2) for level in levels])
         embeddings = [
-            image_embeddings(self.clip.visual, self.clip.normalize(part))
-            for part in queue.split(self.window_batch_size)
+            image_embeddings(self.tower, self.clip.normalize(part)) for part in queue.split(self.window_batch_size)
         ]
         scores = text.per_class(torch.cat(embeddings) @ text.vectors.T)
         by_level = scores.split([level.shape[:3].numel() for level in levels])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import vit
+from ovsl.clip import ViTTower
 from ovsl.errors import InputError
-from ovsl.layers.pillow_resize import resize_square
+from ovsl.layers import resize_square
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ def crops(images: Tensor, size: int, step: int) -> Tensor:
     return images.unfold(2, size, step).unfold(3, size, step).permute(0, 2, 3, 1, 4, 5)
 
 
-def image_embeddings(visual: Any, images: Tensor) -> Tensor:
+def image_embeddings(tower: ViTTower, images: Tensor) -> Tensor:
     """Unit image embeddings of an unaltered CLIP: normalised `(N, 3, H, W)` -> `(N, D)`."""
-    *_, (tokens, _) = vit.intermediate_tokens(visual, images)
-    return functional.normalize(visual.ln_post(tokens[:, 0]) @ visual.proj, dim=-1)
+    *_, (tokens, _) = tower.intermediate_tokens(images)
+    return functional.normalize(tower.project(tokens[:, :1]).flatten(1), dim=-1)
 
 
 def resized_crops(images: Tensor, levels: list[tuple[int, int]], side: int) -> list[Tensor]:

@@ -39,10 +39,11 @@ STACKED_ON = {
 }
 """What an experiment that is no whole one is stacked on, by the beginning of its name."""
 
-TESTED = ("denseclip/multi_scale", "fc_clip/test_all", "zegclip/coco_to_")
+TESTED = ("clip_dinoiser/test", "clip_diy/", "denseclip/multi_scale", "fc_clip/test_all", "zegclip/coco_to_")
 """Experiments of `ovsl test`; all others train."""
 
-PIXELS = ("crop_size", "stride", "short_side", "long_side", "max_size", "base_size", "input_resolution", "image_size")
+PIXELS = ("crop_size", "stride", "short_side", "long_side", "max_size", "base_size", "input_resolution", "image_size",
+          "crop_sizes")  # fmt: skip
 """Settings in pixels, which are divided by eight."""
 
 TWINS = ("denseclip/rn101", "lseg/ade20k_vit_l_16_rn", "lseg/ade20k_vit_b_32", "fc_clip/resnet", "fc_clip/test_all")
@@ -175,6 +176,15 @@ def shrunk(whole: dict[str, Any]) -> dict[str, Any]:
     # No released weights, and none of an earlier run.
     absent = {"backbone_pretrained": False, "initial_checkpoint": None}
     model.update({key: value for key, value in absent.items() if key in model})
+    if model.get("teachers"):
+        color = "ovsl.methods.clip_dinoiser.teachers.ColorTeachers"
+        model["teachers"] = {"class_path": color, "init_args": {"patch_size": 16}}
+    if model.get("foreground"):
+        options = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        dino = {"model": "vit_small_patch8_224.dino", "pretrained": None, "options": options}
+        model["foreground"] = {"decoder": None, "dino": dino}
+    if isinstance(data["train"], dict) and "folder" in data["train"]["init_args"]:
+        data["train"]["init_args"]["folder"] = str(ROOT / "docs")
     # Without a transform the catalogue's sizes would be taken.
     data.update(batch_size=2, num_workers=0, evaluation_transform=data["evaluation_transform"] or {})
     one_process = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": None, "sync_batchnorm": False}

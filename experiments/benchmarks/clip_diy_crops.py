@@ -1,6 +1,6 @@
 """Time of CLIP-DIY's crops: all through CLIP together against one at a time through Pillow, as published.
 
-`python experiments/benchmarks/clip_diy_crops.py [--model ViT-B-32] [--images 3] [--threads 2]` prints seconds of an image
+`python experiments/benchmarks/clip_diy_crops.py [--model ViT-B-32] [--images 3] [--threads 2]` prints seconds an image
 and of the processor for both ways, run in turns, and the largest difference of their cosines. The weights of CLIP are
 random, save the toy's.
 """

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
+from jsonargparse import lazy_instance
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn import functional
@@ -74,9 +75,9 @@ class CLIPDINOiser(SegmentationModule):
         temperature: float = 100.0,
         background_rate: float = 200.0,
         templates: str = "imagenet_80",
-        inference: Inference = SlidingWindow(crop_size=448, stride=224),
+        inference: Inference = lazy_instance(SlidingWindow, crop_size=448, stride=224),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=5e-5, weight_decay=0.01),
-        schedule: Schedule = MultiStepSchedule(milestones=(5000,), factor=0.1),
+        schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(5000,), factor=0.1),
         **kwargs: Any,
     ) -> None:
         super().__init__(

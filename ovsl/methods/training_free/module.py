@@ -1,0 +1,113 @@
+"""The training-free line from SCLIP to CorrCLIP as a LightningModule."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from open_clip.transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.clip import TextEmbeddings
+from ovsl.clip.image_tower import ViTTower
+from ovsl.clip.towers import CLIP_MEAN
+from ovsl.errors import InputError
+from ovsl.inference import DensePrediction, Inference, Prediction, WordInference
+from ovsl.layers.image_normalization import ImageNormalization
+from ovsl.layers.similarity import cosine_scores
+from ovsl.methods.base import SegmentationModule
+from ovsl.methods.training_free.last_block import LastBlock, TokenAttention
+
+Padding = tuple[int, int, int, int]
+WordList = Literal["sclip", "clearclip", "proxyclip", "corrclip"]
+
+CLIP_MEAN_255 = (122.771, 116.746, 104.094)
+CLIP_STD_255 = (68.501, 66.632, 70.323)
+"""CLIP's mean and deviation for values in 0..255, as the published code rounds them."""
+
+PADDED_REGION = 10000
+"""Value of region maps where the image is padded, which makes the padding a region."""
+
+
+class TrainingFree(SegmentationModule):
+    """Dense CLIP without training: another last block, windows joined as cosines, rules for words.
+
+    One skeleton for SCLIP (arXiv 2312.01597), NACLIP (2404.08181), ClearCLIP (2407.12442), ProxyCLIP (2408.04883) and
+    CorrCLIP (2411.10086), which follow from `last_block`, `padding` and `inference`; `configs/methods` has each of them.
+    Words of a class compete one by one and are never averaged; see `ovsl.inference.WordInference`.
+
+    Args:
+        name: What tables call the method.
+        last_block: What replaces the last block of the image tower.
+        padding: Windows are padded with the mean colour, centred, to a multiple of this many pixels, or of the `patch`;
+            None pads none and lets the patch embedding drop what is left over.
+        word_list: Words that a publication gives to the classes of the shipped vocabularies; other vocabularies, and
+            None, speak with their own names.
+        rounded_normalization: Use CLIP's mean and deviation as the published code rounds them, where the CLIP is
+            normalised with CLIP's own.
+        inference: See `SegmentationModule`.
+        **kwargs: See `SegmentationModule`; synonyms compete (`max`) unless said otherwise.
+
+    Raises:
+        InputError: The CLIP has no vision transformer with a class token.
+    """
+
+    trainable = False
+
+    def __init__(
+        self,
+        name: str = "SCLIP",
+        last_block: LastBlock = TokenAttention(),  # noqa: B008 - has no parameters
+        padding: int | Literal["patch"] | None = None,
+        word_list: WordList | None = "sclip",
+        rounded_normalization: bool = True,
+        inference: Inference = WordInference(),  # noqa: B008 - never mutated
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(inference=inference, **({"synonyms": "max"} | kwargs))
+        self.name = name
+        visual = self.clip.visual
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
+            raise InputError(
+                f"{name} changes the last block of a vision transformer with a class token, which {self.clip.name!r} "
+                "has not; choose another CLIP, such as --model.clip.model ViT-B-16."
+            )
+        self.tower = ViTTower(visual)
+        self.last_block = last_block
+        self.padding = self.tower.patch_size if padding == "patch" else padding or 1
+        self.word_list = word_list
+        rounded = rounded_normalization and torch.equal(self.clip.mean.flatten(), torch.tensor(CLIP_MEAN))
+        mean, std = (CLIP_MEAN_255, CLIP_STD_255) if rounded else (self.clip.mean * 255, self.clip.std * 255)
+        self.normalize = ImageNormalization([float(m) / 255 for m in mean], [float(s) / 255 for s in std])
+
+    def dense_features(self, images: Tensor, regions: Tensor | None = None) -> tuple[Tensor, Padding]:
+        """Return patch features in the joint space, and by how much their grid reaches beyond the images.
+
+        Args:
+            images: uint8 `(B, 3, H, W)`.
+            regions: Region maps, integers `(B, H, W)`.
+
+        Returns:
+            `(B, D, h, w)`, not normalised; pixels at the left, right, top and bottom.
+        """
+        padding = centred_padding(images, self.padding)
+        normalized = functional.pad(self.normalize(images), padding)
+        if regions is not None:
+            regions = functional.pad(regions, padding, value=PADDED_REGION)
+        colors = normalized * self.clip.std + self.clip.mean
+        return self.last_block(self.tower, normalized, colors, regions), padding
+
+    def forward(self, images: Tensor, text: TextEmbeddings, regions: Tensor | None = None) -> Prediction:
+        """Return the cosines of patches and words; see `SegmentationModule.forward`."""
+        features, padding = self.dense_features(images, regions)
+        several = len(text.vectors) > text.num_classes
+        return DensePrediction(
+            cosine_scores(features, text.vectors), padding=padding, word_classes=text.class_index if several else None
+        )
+
+
+def centred_padding(images: Tensor, divisor: int) -> Padding:
+    """Return what is missing to a multiple of the divisor at the left, right, top and bottom; the odd pixel goes last."""
+    down, right = (-side % divisor for side in images.shape[-2:])
+    return right // 2, right - right // 2, down // 2, down - down // 2

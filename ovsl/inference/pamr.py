@@ -27,7 +27,7 @@ class PAMR:
         self.dilations = tuple(dilations)
 
     def weights(self, images: Tensor) -> Tensor:
-        """Weights of the neighbours of every pixel.
+        """Weigh the neighbours of every pixel.
 
         They do not depend on shift or scale of a colour channel, and so not on how the image is normalised.
 
@@ -69,7 +69,7 @@ class PAMR:
         return scores
 
     def _neighbours(self, maps: Tensor) -> Iterator[Tensor]:
-        """Views of the maps moved to each neighbour; beyond the border lies the border's value."""
+        """Yield views of the maps moved to each neighbour; beyond the border lies the border's value."""
         height, width = maps.shape[-2:]
         margin = max(self.dilations)
         padded = functional.pad(maps, (margin,) * 4, mode="replicate")

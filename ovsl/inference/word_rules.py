@@ -17,7 +17,7 @@ from ovsl.errors import InputError
 from ovsl.inference.pamr import PAMR
 from ovsl.inference.prediction import DensePrediction, Prediction, resize
 from ovsl.inference.regions import most_frequent_labels
-from ovsl.inference.semantic import Inference, Predict, SlidingWindow, WholeImage, average_windows
+from ovsl.inference.semantic import Inference, Predict, Size, SlidingWindow, WholeImage, average_windows
 from ovsl.vocabulary import Vocabulary
 
 BACKGROUND = "background"
@@ -60,7 +60,7 @@ class WordRules:
             )
 
     def labels(self, scores_of: WordChunk, word_classes: Tensor, chunk_size: int = 32) -> Tensor:
-        """Label maps; the words are gone through in chunks and never held together.
+        """Make label maps; the words are gone through in chunks and never held together.
 
         Args:
             scores_of: Scores of some words; asked for all words once, or twice where areas count.
@@ -76,8 +76,37 @@ class WordRules:
             labels, probability = self._best_class(scores_of, word_classes, chunk_size, small)
         return labels.masked_fill(probability < self.probability_threshold, 0)
 
+    def probabilities(self, scores: Tensor, word_classes: Tensor) -> Tensor:
+        """Return class probabilities before any threshold; of all classes at once, for export and analyses.
+
+        Args:
+            scores: Of all words, `(B, N, H, W)`.
+            word_classes: As for `labels`.
+
+        Returns:
+            `(B, C, H, W)`; they add up to one only where every class has one word.
+        """
+        probabilities = (self.logit_scale * scores).softmax(1)
+        index = word_classes.view(1, -1, 1, 1).expand_as(scores)
+        num_classes = int(word_classes[-1]) + 1
+        zeros = scores.new_zeros(len(scores), num_classes, *scores.shape[2:])
+        return zeros.scatter_reduce(1, index, probabilities, "amax")
+
+    def thresholded(self, probabilities: Tensor) -> Tensor:
+        """Apply the thresholds: classes left out have 0, and class 0 has 1 where no class is probable enough.
+
+        Args:
+            probabilities: Of `probabilities`.
+        """
+        if self.area_threshold is not None:
+            small = self.small_classes(probabilities.argmax(1), probabilities.shape[1])
+            probabilities = probabilities.masked_fill(small[..., None, None], 0)
+        first = torch.arange(probabilities.shape[1], device=probabilities.device) == 0
+        low = probabilities.amax(1, keepdim=True) < self.probability_threshold
+        return probabilities.masked_fill(low & first[:, None, None], 1)
+
     def small_classes(self, labels: Tensor, num_classes: int) -> Tensor:
-        """Classes below the area threshold, bool `(B, C)`; never class 0.
+        """Find the classes below the area threshold, bool `(B, C)`; never class 0.
 
         Args:
             labels: int64 `(B, H, W)`.
@@ -93,25 +122,26 @@ class WordRules:
     def _best_class(
         self, scores_of: WordChunk, word_classes: Tensor, chunk_size: int, left_out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Best class of every pixel and its probability, both `(B, H, W)`.
+        """Find the best class of every pixel and its probability, both `(B, H, W)`.
 
         The best class is that of the best word; only the sum of the softmax has to be carried along with it.
         """
-        best = total = words = None
-        for start in range(0, len(word_classes), chunk_size):
-            chunk = slice(start, start + chunk_size)
+
+        def best_word(chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
             logits = self.logit_scale * scores_of(chunk)
-            sum_here = logits.logsumexp(1)
+            total = logits.logsumexp(1)
             if left_out is not None:
                 logits = logits.masked_fill(left_out[:, word_classes[chunk], None, None], float("-inf"))
             values, index = logits.max(1)
-            if best is None or total is None or words is None:
-                best, total, words = values, sum_here, index
-                continue
+            return values, index + chunk.start, total
+
+        first, *others = (slice(start, start + chunk_size) for start in range(0, len(word_classes), chunk_size))
+        best, words, total = best_word(first)
+        for chunk in others:
+            values, index, total_here = best_word(chunk)
             # Strictly greater keeps the first of equal words, and with it the first of equal classes.
-            words = torch.where(values > best, index + start, words)
-            best, total = torch.maximum(best, values), torch.logaddexp(total, sum_here)
-        assert best is not None and total is not None and words is not None
+            words = torch.where(values > best, index, words)
+            best, total = torch.maximum(best, values), torch.logaddexp(total, total_here)
         return word_classes[words], (best - total).exp()
 
 
@@ -130,7 +160,7 @@ class WordInference(Inference):
     def __init__(
         self,
         inference: WholeImage | SlidingWindow = SlidingWindow(224, 112),  # noqa: B008 - never mutated
-        rules: WordRules = WordRules(),  # noqa: B008 - frozen
+        rules: WordRules = WordRules(),
         refinement: PAMR | None = None,
         at_input_size: bool = True,
         correct_regions: bool = False,
@@ -149,7 +179,7 @@ class WordInference(Inference):
         self,
         predict: Predict,
         images: Tensor,
-        original_size: tuple[int, int],
+        original_size: Size,
         class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
@@ -160,14 +190,16 @@ class WordInference(Inference):
             return most_frequent_labels(labels, regions)
         return labels
 
-    def scores(self, predict: Predict, images: Tensor) -> Tensor:
-        """Scores of all classes at the size of the images, neither refined nor thresholded: `(B, C, H, W)`."""
-        return self.inference.scores(predict, images)
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """See `Inference.scores`; class probabilities after `WordRules.thresholded`."""
+        size = original_size or (images.shape[-2], images.shape[-1])
+        scores_of, word_classes = self.word_scores(predict, images, size)
+        return self.rules.thresholded(self.rules.probabilities(scores_of(slice(None)), word_classes))
 
     def word_scores(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], regions: Tensor | None = None
+        self, predict: Predict, images: Tensor, original_size: Size, regions: Tensor | None = None
     ) -> tuple[WordChunk, Tensor]:
-        """Scores of words at the original size, made when they are asked for, and the class of each word.
+        """Give scores of words at the original size, made when they are asked for, and the class of each word.
 
         Args:
             predict: See `Inference.labels`.
@@ -197,7 +229,7 @@ class WordInference(Inference):
 
 
 def _rows_as_classes(predictions: list[Prediction]) -> tuple[list[Prediction], Tensor]:
-    """The predictions with every word as a class of its own, and the class of each word."""
+    """Give the predictions with every word as a class of its own, and the class of each word."""
     first = predictions[0]
     if not isinstance(first, DensePrediction):
         raise InputError("The rules for words need scores on a grid, but the method predicts masks: use WholeImage.")

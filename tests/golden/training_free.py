@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 from ovsl.clip import TextClassifier, TextEmbeddings
 from ovsl.clip.towers import CLIP_MEAN, CLIP_STD
 from ovsl.inference import PAMR, SlidingWindow, WholeImage, WordInference, WordRules, average_windows
-from ovsl.inference.regions import most_frequent_labels, resize_regions
+from ovsl.inference.regions import resize_regions
 from ovsl.layers.dino import IMAGENET_MEAN, IMAGENET_STD, DINOSettings, load_dino
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.methods.base import CLIPSettings
@@ -26,6 +27,7 @@ from ovsl.methods.training_free import (
 from ovsl.methods.training_free.last_block import block_inputs, offset_positions, projections
 from ovsl.methods.training_free.module import CLIP_MEAN_255, CLIP_STD_255, PADDED_REGION, centred_padding
 from ovsl.methods.training_free.proxy import patch_values, unit_patches
+from ovsl.methods.training_free.region_correlation import region_numbers
 from tests.golden.harness import Case
 
 INPUTS = ["slide_image", "query_embeddings", "query_index", "region_map"]
@@ -45,7 +47,7 @@ COMPARED = {
 
 
 def compute(case: Case) -> dict[str, Tensor]:
-    meta, io, options = case.meta, case.io, case.meta["options"]
+    meta, io = case.meta, case.io
     module = build(case)
     out: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -70,43 +72,36 @@ def compute(case: Case) -> dict[str, Tensor]:
         y1, x1, y2, x2 = windows[meta["intermediate_window"] if len(windows) > 1 else 0]
         resized = None if regions is None else resize_regions(regions, size)[..., y1:y2, x1:x2]
         out |= intermediates(module, images[..., y1:y2, x1:x2], text, resized)
-        rows = [TextEmbeddings(text.vectors, torch.arange(len(text.vectors)), len(text.vectors))]
-        by_word = inference.inference.predictions(lambda *maps: module(maps[0], rows[0], *maps[1:]), images, regions)[1]
-        refined, (inference.refinement, refinement) = None, (None, inference.refinement)
         scores_of, word_classes = inference.word_scores(predict, images, original, regions)
-        original_scores = scores = scores_of(slice(None))
+        # Three words at a time, so that the refinement of chunks is what is checked.
+        chunks = range(0, len(word_classes), 3)
+        scores = torch.cat([scores_of(slice(start, start + 3)) for start in chunks], dim=1)
+        refinement, inference.refinement = inference.refinement, None
+        unrefined = inference.word_scores(predict, images, original, regions)[0](slice(None))
         inference.refinement = refinement
-        if refinement is not None:
-            # Three words at a time, so that the refinement of chunks is what is checked.
-            scores_of, _ = inference.word_scores(predict, images, original, regions)
-            chunks = range(0, len(word_classes), 3)
-            scores = refined = torch.cat([scores_of(slice(start, start + 3)) for start in chunks], dim=1)
         rules = inference.rules
-        word_probability = (rules.logit_scale * scores).softmax(1)
-        shape = (1, text.num_classes, *scores.shape[2:])
-        index = word_classes.view(1, -1, 1, 1).expand_as(scores)
-        probability = word_probability.new_zeros(shape).scatter_reduce(1, index, word_probability, "amax")
-        argmax = probability.argmax(1)
+        probabilities = rules.probabilities(scores, word_classes)
         out |= {
             "norm_image": module.normalize(images),
             "slide_windows": torch.tensor(windows),
             "window_cosine": torch.cat([prediction.scores for prediction in predictions]),
-            "slide_logits_full": average_windows(by_word, windows, size),
-            "slide_logits_ori": original_scores,
-            "query_prob": word_probability[0],
-            "class_prob": probability[0],
-            "pred_argmax": argmax,
+            "slide_logits_full": average_windows(
+                [replace(prediction, word_classes=None) for prediction in predictions], windows, size
+            ),
+            "slide_logits_ori": unrefined,
+            "pamr_logits": scores,
+            "query_prob": (rules.logit_scale * scores).softmax(1)[0],
+            "class_prob": probabilities[0],
+            "pred_argmax": probabilities.argmax(1),
             "slide_pred": inference.labels(predict, images, original, class_chunk_size=3, regions=regions),
         }
-        if refined is not None:
-            out["pamr_logits"] = refined
         if rules.area_threshold is not None:
-            small = rules.small_classes(argmax, text.num_classes)
-            out["class_prob_area"] = probability.masked_fill(small[..., None, None], 0)[0]
+            small = rules.small_classes(probabilities.argmax(1), text.num_classes)
+            out["class_prob_area"] = probabilities.masked_fill(small[..., None, None], 0)[0]
+        labels = rules.labels(lambda words: scores[:, words], word_classes, chunk_size=3)
+        torch.testing.assert_close(rules.thresholded(probabilities).argmax(1), labels)
         if regions is not None:
-            before = rules.labels(lambda words: scores[:, words], word_classes, chunk_size=3)
-            out["pred_before_regions"] = before
-            torch.testing.assert_close(most_frequent_labels(before, regions), out["slide_pred"])
+            out["pred_before_regions"] = labels
         if "whole_cosine" in io:
             whole = WordInference(WholeImage(), at_input_size=False)
             out["whole_pos_embed"] = offset_positions(
@@ -247,8 +242,6 @@ def intermediates(
     on_grid = resize_regions(functional.pad(regions, padding, value=PADDED_REGION), size)
     merged = block.merge(patches, on_grid)
     branches = block.branches(tower, padded, patches, merged)
-    from ovsl.methods.training_free.region_correlation import region_numbers
-
     return out | {
         "vfm_feat": patches.transpose(1, 2).unflatten(2, size),
         "last_attn": block.attention(patches, merged),

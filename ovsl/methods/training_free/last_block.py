@@ -32,9 +32,7 @@ class LastBlock(nn.Module, ABC):
     needs_regions: bool = False
 
     @abstractmethod
-    def forward(
-        self, tower: ViTTower, images: Tensor, colors: Tensor, regions: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tower: ViTTower, images: Tensor, colors: Tensor, regions: Tensor | None = None) -> Tensor:
         """Return dense features in the joint image-text space.
 
         Args:
@@ -112,8 +110,8 @@ class TokenAttention(LastBlock):
 
     Args:
         compared: One softmax for each entry; they are added, so that with two the weights of a token add up to 2.
-        neighbourhood: Standard deviation in patches of a Gaussian of the distance that is added to the logits of patches
-            (not of the class token), at its peak 1; None for none.
+        neighbourhood: Standard deviation in patches of a Gaussian of the distance, 1 at its peak, that is added to the
+            logits of patches (not of the class token); None for none.
         keep_residual: Whether the residual and the MLP of the block stay.
     """
 
@@ -174,13 +172,13 @@ class TokenAttention(LastBlock):
 
 
 def _strength(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """Mean over heads and pairs of tokens of the product of their lengths, scaled as logits are: `(B, 1, 1, 1)`."""
+    """Return the mean over heads and pairs of tokens of the product of their lengths, scaled as logits are: `(B, 1, 1, 1)`."""
     lengths = [tokens.unflatten(2, (num_heads, -1)).norm(dim=-1).mean(1) for tokens in (query, key)]
     return (lengths[0] * lengths[1]).mean(1).view(-1, 1, 1, 1) * (num_heads / query.shape[2]) ** 0.5
 
 
 def gaussian_bias(grid: Grid, deviation: float, like: Tensor) -> Tensor:
-    """Gaussian of the distance between patches, 1 at distance 0; nothing in the row and the column of the class token.
+    """Return a Gaussian of the distance between patches, 1 at distance 0; nothing in the row and the column of the class token.
 
     Args:
         grid: `(h, w)`.

@@ -34,8 +34,8 @@ class TrainingFree(SegmentationModule):
     """Dense CLIP without training: another last block, windows joined as cosines, rules for words.
 
     One skeleton for SCLIP (arXiv 2312.01597), NACLIP (2404.08181), ClearCLIP (2407.12442), ProxyCLIP (2408.04883) and
-    CorrCLIP (2411.10086), which follow from `last_block`, `padding` and `inference`; `configs/methods` has each of them.
-    Words of a class compete one by one and are never averaged; see `ovsl.inference.WordInference`.
+    CorrCLIP (2411.10086), which follow from `last_block`, `padding` and `inference`; `configs/methods` has each. Words
+    of a class compete one by one and are never averaged; see `ovsl.inference.WordInference`.
 
     Args:
         name: What tables call the method.
@@ -108,6 +108,6 @@ class TrainingFree(SegmentationModule):
 
 
 def centred_padding(images: Tensor, divisor: int) -> Padding:
-    """Return what is missing to a multiple of the divisor at the left, right, top and bottom; the odd pixel goes last."""
+    """Return what is missing to a multiple of the divisor at the left, right, top and bottom, the odd pixel last."""
     down, right = (-side % divisor for side in images.shape[-2:])
     return right // 2, right - right // 2, down // 2, down - down // 2

@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip.image_tower import Grid, ViTTower
+from ovsl.clip.image_tower import ViTTower
 from ovsl.errors import InputError
 from ovsl.inference.regions import resize_regions
 from ovsl.layers.attention import attend

@@ -18,9 +18,10 @@ from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.layers.similarity import cosine_scores
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.training_free.last_block import LastBlock, TokenAttention
+from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary.query_words import QueryWords, with_query_words
 
 Padding = tuple[int, int, int, int]
-WordList = Literal["sclip", "clearclip", "proxyclip", "corrclip"]
 
 CLIP_MEAN_255 = (122.771, 116.746, 104.094)
 CLIP_STD_255 = (68.501, 66.632, 70.323)
@@ -60,7 +61,7 @@ class TrainingFree(SegmentationModule):
         name: str = "SCLIP",
         last_block: LastBlock = TokenAttention(),  # noqa: B008 - has no parameters
         padding: int | Literal["patch"] | None = None,
-        word_list: WordList | None = "sclip",
+        word_list: QueryWords | None = "sclip",
         rounded_normalization: bool = True,
         inference: Inference = WordInference(),  # noqa: B008 - never mutated
         **kwargs: Any,
@@ -105,6 +106,9 @@ class TrainingFree(SegmentationModule):
         return DensePrediction(
             cosine_scores(features, text.vectors), padding=padding, word_classes=text.class_index if several else None
         )
+    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Embed the words of the publication."""
+        return self.text_classifier(with_query_words(vocabulary, self.word_list) if self.word_list else vocabulary)
 
 
 def centred_padding(images: Tensor, divisor: int) -> Padding:

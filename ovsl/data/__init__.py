@@ -4,19 +4,24 @@ from ovsl.data.catalogue import Catalogued
 from ovsl.data.datamodule import PredictionData, SegmentationDataModule
 from ovsl.data.evaluation_set import EvaluationSet
 from ovsl.data.parquet import HubSource, ParquetSource
+from ovsl.data.regions import ColorRegions, RegionFolder, RegionMaps, SegmentRegions
 from ovsl.data.sources import ImageFiles, Row, Segments, Source
 from ovsl.data.toy import ToySource
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 
 __all__ = [
     "Catalogued",
+    "ColorRegions",
     "EvaluationSet",
     "EvaluationTransform",
     "HubSource",
     "ImageFiles",
     "ParquetSource",
     "PredictionData",
+    "RegionFolder",
+    "RegionMaps",
     "Row",
+    "SegmentRegions",
     "SegmentationDataModule",
     "Segments",
     "Source",

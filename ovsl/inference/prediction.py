@@ -59,7 +59,7 @@ class DensePrediction:
     def _best_words(self, word_classes: Tensor, size: tuple[int, int], classes: slice) -> Tensor:
         """Maximum over the words of each class after the resize, ``(B, C', H, W)``."""
         wanted = range(self.num_classes)[classes]
-        rows = slice(*torch.searchsorted(word_classes, torch.tensor([wanted.start, wanted.stop])).tolist())
+        rows = slice(*torch.searchsorted(word_classes, word_classes.new_tensor([wanted.start, wanted.stop])).tolist())
         scores = replace(self, word_classes=None).semantic_scores(size, rows)
         index = (word_classes[rows] - wanted.start).view(1, -1, 1, 1).expand_as(scores)
         best = scores.new_full((len(scores), len(wanted), *size), float("-inf"))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import TextClassifier, TextEmbeddings
@@ -24,7 +24,7 @@ from ovsl.methods.training_free import (
     TokenAttention,
     TrainingFree,
 )
-from ovsl.methods.training_free.last_block import block_inputs, offset_positions, projections
+from ovsl.methods.training_free.last_block import Compared, block_inputs, offset_positions, projections
 from ovsl.methods.training_free.module import CLIP_MEAN_255, CLIP_STD_255, PADDED_REGION, centred_padding
 from ovsl.methods.training_free.proxy import patch_values, unit_patches
 from ovsl.methods.training_free.region_correlation import region_numbers
@@ -33,7 +33,18 @@ from tests.golden.harness import Case
 INPUTS = ["slide_image", "query_embeddings", "query_index", "region_map"]
 NOT_COMPUTED: dict[str, str] = {}
 
-COMPARED = {
+KNOWN_KEYS = {
+    "": """method weights_naming open_clip_config activation layer_norm_eps seed class_words class_names templates
+        norm_mean_255 norm_std_255 dtype options original_shape intermediate_window tolerance tensors_io tensors_weights
+        vfm imagenet_norm clip_norm""",
+    "open_clip_config": "embed_dim vision_cfg text_cfg quick_gelu",
+    "open_clip_config.vision_cfg": "image_size layers width head_width patch_size mlp_ratio",
+    "open_clip_config.text_cfg": "context_length vocab_size width heads layers",
+    "options": """logit_scale prob_thd area_thd slide_crop slide_stride pamr_steps pamr_dilations arch attn_strategy
+        gaussian_std model_type ignore_residual pad_multiple alpha beta gamma tau dbscan_eps dbscan_min_samples""",
+}
+
+COMPARED: dict[str, list[Compared]] = {
     "vanilla": ["query-key"],
     "naclip": ["key-key"],
     "kk": ["key-key"],
@@ -48,6 +59,7 @@ COMPARED = {
 
 def compute(case: Case) -> dict[str, Tensor]:
     meta, io = case.meta, case.io
+    case.check_keys(KNOWN_KEYS)
     module = build(case)
     out: dict[str, Tensor] = {}
     with torch.no_grad():
@@ -115,8 +127,11 @@ def compute(case: Case) -> dict[str, Tensor]:
 def build(case: Case) -> TrainingFree:
     """The module as a YAML would build it, with the weights of the case."""
     meta, options = case.meta, case.meta["options"]
+    quick_gelu = meta["activation"].startswith("quick_gelu")
+    assert quick_gelu or meta["activation"].startswith("gelu (exact"), meta["activation"]
+    assert meta["open_clip_config"].get("quick_gelu", quick_gelu) == quick_gelu
     module = TrainingFree(
-        clip=CLIPSettings("golden", config=meta["open_clip_config"]),
+        clip=CLIPSettings("golden", config=meta["open_clip_config"] | {"quick_gelu": quick_gelu}),
         last_block=last_block(case),
         padding=options.get("pad_multiple"),
     ).eval()
@@ -126,7 +141,9 @@ def build(case: Case) -> TrainingFree:
     assert not unexpected
     assert all(not name.startswith("visual.") for name in missing)
     assert not (has_text and set(missing) - {"attn_mask"}), missing
-    assert meta["activation"].startswith("quick_gelu") == bool(meta["open_clip_config"].get("quick_gelu"))
+    for part in module.tower.visual.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = meta["layer_norm_eps"]
     clip_norm = meta.get("clip_norm", {"mean": CLIP_MEAN, "std": CLIP_STD})
     assert (tuple(clip_norm["mean"]), tuple(clip_norm["std"])) == (CLIP_MEAN, CLIP_STD)
     mean, std = tuple(meta["norm_mean_255"]), tuple(meta["norm_std_255"])
@@ -157,6 +174,7 @@ def last_block(case: Case) -> LastBlock:
 def proxy(case: Case, features: Any) -> DINOProxy:
     meta = case.meta["vfm"]
     weights = {name[4:]: tensor for name, tensor in case.weights.items() if name.startswith("vfm.")}
+    assert meta["type"] in ("dino", "dinov2"), meta["type"]
     norm = case.meta["imagenet_norm"]
     assert (tuple(norm["mean"]), tuple(norm["std"])) == (IMAGENET_MEAN, IMAGENET_STD)
     assert meta["layer_norm_eps"] == 1e-6
@@ -169,12 +187,10 @@ def proxy(case: Case, features: Any) -> DINOProxy:
         "num_heads": meta["heads"],
         "mlp_ratio": meta["mlp_ratio"],
     }
-    model = "vit_base_patch16_224"
+    model = "vit_base_patch16_224" if meta["type"] == "dino" else "vit_base_patch14_dinov2"
     if "register_tokens" in weights:
         model = "vit_base_patch14_reg4_dinov2"
         options["reg_tokens"] = weights["register_tokens"].shape[1]
-    elif "blocks.0.ls1.gamma" in weights:
-        model = "vit_base_patch14_dinov2"
     built = DINOProxy(DINOSettings(model, None, options), features)
     load_dino(built.dino, weights)
     return built

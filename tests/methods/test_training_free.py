@@ -25,8 +25,8 @@ from ovsl.methods.training_free import (
 )
 from ovsl.methods.training_free.last_block import block_inputs, gaussian_bias, offset_positions
 from ovsl.methods.training_free.region_correlation import MERGED, region_numbers
-from tests.conftest import TINY_CLIP
 from ovsl.vocabulary import Vocabulary
+from tests.conftest import TINY_CLIP
 
 SIX_LAYERS: dict[str, Any] = TINY_CLIP | {"vision_cfg": TINY_CLIP["vision_cfg"] | {"layers": 6}}
 

@@ -29,7 +29,7 @@ COUNTS = {
 
 
 def test_the_eight_sets_have_lists() -> None:
-    assert LISTED == sorted(COUNTS)
+    assert sorted(COUNTS) == LISTED
     assert not {f"{name}.json" for name in LISTED} & {"templates.json"}
     assert "query_words" not in Vocabulary.available()
 

@@ -172,13 +172,13 @@ class TokenAttention(LastBlock):
 
 
 def _strength(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """Return the mean over heads and pairs of tokens of the product of their lengths, scaled as logits are: `(B, 1, 1, 1)`."""
+    """Return the mean product of lengths over heads and pairs of tokens, scaled as logits are: `(B, 1, 1, 1)`."""
     lengths = [tokens.unflatten(2, (num_heads, -1)).norm(dim=-1).mean(1) for tokens in (query, key)]
     return (lengths[0] * lengths[1]).mean(1).view(-1, 1, 1, 1) * (num_heads / query.shape[2]) ** 0.5
 
 
 def gaussian_bias(grid: Grid, deviation: float, like: Tensor) -> Tensor:
-    """Return a Gaussian of the distance between patches, 1 at distance 0; nothing in the row and the column of the class token.
+    """Return a Gaussian of the distance between patches, 1 at its peak; zeros in row and column of the class token.
 
     Args:
         grid: `(h, w)`.

@@ -106,6 +106,7 @@ class TrainingFree(SegmentationModule):
         return DensePrediction(
             cosine_scores(features, text.vectors), padding=padding, word_classes=text.class_index if several else None
         )
+
     def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """Embed the words of the publication."""
         return self.text_classifier(with_query_words(vocabulary, self.word_list) if self.word_list else vocabulary)

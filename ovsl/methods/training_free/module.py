@@ -13,6 +13,7 @@ from ovsl.clip import TextEmbeddings
 from ovsl.clip.image_tower import ViTTower
 from ovsl.clip.towers import CLIP_MEAN
 from ovsl.errors import InputError
+from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, WordInference
 from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.layers.similarity import cosine_scores
@@ -56,6 +57,11 @@ class TrainingFree(SegmentationModule):
 
     trainable = False
 
+    @property
+    def method_name(self) -> str:
+        """See `SegmentationModule`."""
+        return self.name
+
     def __init__(
         self,
         name: str = "SCLIP",
@@ -76,6 +82,7 @@ class TrainingFree(SegmentationModule):
             )
         self.tower = ViTTower(visual)
         self.last_block = last_block
+        self.needs_regions = last_block.needs_regions
         self.padding = self.tower.patch_size if padding == "patch" else padding or 1
         self.word_list = word_list
         rounded = rounded_normalization and torch.equal(self.clip.mean.flatten(), torch.tensor(CLIP_MEAN))
@@ -107,9 +114,10 @@ class TrainingFree(SegmentationModule):
             cosine_scores(features, text.vectors), padding=padding, word_classes=text.class_index if several else None
         )
 
-    def evaluation_text(self, vocabulary: Vocabulary) -> TextEmbeddings:
-        """Embed the words of the publication."""
-        return self.text_classifier(with_query_words(vocabulary, self.word_list) if self.word_list else vocabulary)
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Take a vocabulary with the words of the publication; see `SegmentationModule.words`."""
+        shown = vocabulary if self.word_list is None else with_query_words(vocabulary, self.word_list)
+        return Words(vocabulary, self.text_classifier(shown))
 
 
 def centred_padding(images: Tensor, divisor: int) -> Padding:

@@ -150,7 +150,7 @@ class SegmentationModule(LightningModule, ABC):
         vocabulary = self.with_seen(vocabulary)
         return Words(vocabulary, self.text_classifier(vocabulary))
 
-    def released_network(self, images: Tensor, text: TextEmbeddings) -> object:
+    def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> object:
         """Run the network as the official code does, whose multiply-adds are published: `forward` by default.
 
         For methods whose inference here leaves out work of the official code that no result depends on.
@@ -158,8 +158,9 @@ class SegmentationModule(LightningModule, ABC):
         Args:
             images: uint8 RGB `(B, 3, H, W)`.
             text: Text embeddings of C classes.
+            *regions: Region maps `(B, H, W)`, where the method needs them.
         """
-        return self(images, text)
+        return self(images, text, *regions)
 
     @property
     def method_name(self) -> str:

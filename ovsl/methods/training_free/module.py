@@ -9,7 +9,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import SynonymRule, TextEmbeddings
 from ovsl.clip.image_tower import ViTTower
 from ovsl.clip.towers import CLIP_MEAN
 from ovsl.errors import InputError
@@ -48,8 +48,9 @@ class TrainingFree(SegmentationModule):
             None, speak with their own names.
         rounded_normalization: Use CLIP's mean and deviation as the published code rounds them, where the CLIP is
             normalised with CLIP's own.
-        inference: See `SegmentationModule`.
-        **kwargs: See `SegmentationModule`; synonyms compete (`max`) unless said otherwise.
+        synonyms: See `SegmentationModule`; words compete.
+        inference: See `SegmentationModule`; windows of 224 pixels by default.
+        **kwargs: See `SegmentationModule`.
 
     Raises:
         InputError: The CLIP has no vision transformer with a class token.
@@ -69,10 +70,11 @@ class TrainingFree(SegmentationModule):
         padding: int | Literal["patch"] | None = None,
         word_list: QueryWords | None = "sclip",
         rounded_normalization: bool = True,
+        synonyms: SynonymRule = "max",
         inference: Inference = WordInference(),  # noqa: B008 - never mutated
         **kwargs: Any,
     ) -> None:
-        super().__init__(inference=inference, **({"synonyms": "max"} | kwargs))
+        super().__init__(synonyms=synonyms, inference=inference, **kwargs)
         self.name = name
         visual = self.clip.visual
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:

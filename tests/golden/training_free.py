@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import TextClassifier, TextEmbeddings
-from ovsl.clip.towers import CLIP_MEAN, CLIP_STD
 from ovsl.inference import PAMR, SlidingWindow, WholeImage, WordInference, WordRules, average_windows
 from ovsl.inference.regions import resize_regions
+from ovsl.layers import ImageNormalization, interpolate_positions
 from ovsl.layers.dino import IMAGENET_MEAN, IMAGENET_STD, DINOSettings, load_dino
-from ovsl.layers.image_normalization import ImageNormalization
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.training_free import (
     DINOProxy,
@@ -24,7 +24,7 @@ from ovsl.methods.training_free import (
     TokenAttention,
     TrainingFree,
 )
-from ovsl.methods.training_free.last_block import Compared, block_inputs, offset_positions, projections
+from ovsl.methods.training_free.last_block import Compared, block_inputs, projections
 from ovsl.methods.training_free.module import CLIP_MEAN_255, CLIP_STD_255, PADDED_REGION, centred_padding
 from ovsl.methods.training_free.proxy import patch_values, unit_patches
 from ovsl.methods.training_free.region_correlation import region_numbers
@@ -116,9 +116,8 @@ def compute(case: Case) -> dict[str, Tensor]:
             out["pred_before_regions"] = labels
         if "whole_cosine" in io:
             whole = WordInference(WholeImage(), at_input_size=False)
-            out["whole_pos_embed"] = offset_positions(
-                module.tower.visual.positional_embedding, tuple(side // module.tower.patch_size for side in size)
-            )
+            grid = (size[0] // module.tower.patch_size, size[1] // module.tower.patch_size)
+            out["whole_pos_embed"] = interpolate_positions(module.tower.visual.positional_embedding, grid, "offset")
             out["whole_cosine"] = predict(images).scores
             out["whole_logits_ori"] = whole.word_scores(predict, images, original)[0](slice(None))
     return {name: tensor for name, tensor in out.items() if name in io}
@@ -144,8 +143,9 @@ def build(case: Case) -> TrainingFree:
     for part in module.tower.visual.modules():
         if isinstance(part, nn.LayerNorm):
             part.eps = meta["layer_norm_eps"]
-    clip_norm = meta.get("clip_norm", {"mean": CLIP_MEAN, "std": CLIP_STD})
-    assert (tuple(clip_norm["mean"]), tuple(clip_norm["std"])) == (CLIP_MEAN, CLIP_STD)
+    clip_norm = meta.get("clip_norm", {})
+    assert tuple(clip_norm.get("mean", OPENAI_DATASET_MEAN)) == OPENAI_DATASET_MEAN
+    assert tuple(clip_norm.get("std", OPENAI_DATASET_STD)) == OPENAI_DATASET_STD
     mean, std = tuple(meta["norm_mean_255"]), tuple(meta["norm_std_255"])
     if (mean, std) != (CLIP_MEAN_255, CLIP_STD_255):
         module.normalize = ImageNormalization([m / 255 for m in mean], [s / 255 for s in std])
@@ -221,7 +221,7 @@ def intermediates(
     num_heads = last.attn.num_heads
     out = {
         "padded_window": padded,
-        "pos_embed_resized": offset_positions(tower.visual.positional_embedding, grid),
+        "pos_embed_resized": interpolate_positions(tower.visual.positional_embedding, grid, "offset"),
         "block_m2_out": tokens,
         "feat": module.dense_features(window, regions)[0],
         "cosine": module(window, text, regions).scores if regions is not None else module(window, text).scores,

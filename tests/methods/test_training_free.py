@@ -23,7 +23,7 @@ from ovsl.methods.training_free import (
     RegionCorrelation,
     TokenAttention,
 )
-from ovsl.methods.training_free.last_block import block_inputs, gaussian_bias, offset_positions
+from ovsl.methods.training_free.last_block import block_inputs, gaussian_bias
 from ovsl.methods.training_free.region_correlation import MERGED, region_numbers
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import TINY_CLIP
@@ -116,18 +116,6 @@ def test_the_gaussian_goes_by_distance_in_patches_and_leaves_the_class_token() -
     assert bias.diagonal()[1:].eq(1).all()
     # Patch (0, 1) and patch (2, 3) are 2 rows and 2 columns apart.
     torch.testing.assert_close(bias[1 + 1, 1 + 11], torch.tensor(-8 / 8.0).exp())
-
-
-def test_positions_follow_the_factor_not_the_size() -> None:
-    positions = torch.randn(17, 8, generator=torch.Generator().manual_seed(0))
-    assert offset_positions(positions, (4, 4)) is positions
-    assert offset_positions(positions, (2, 8)) is positions, "as many cells are taken as they are"
-    found = offset_positions(positions, (5, 3))
-    assert found.shape == (16, 8)
-    maps = positions[1:].T.reshape(1, 8, 4, 4)
-    by_size = functional.interpolate(maps, (5, 3), mode="bicubic").flatten(2)[0].T
-    assert not torch.allclose(found[1:], by_size, atol=1e-3)
-    torch.testing.assert_close(found[:1], positions[:1])
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ovsl.clip.image_tower import Grid, ViTTower, run_block
 from ovsl.errors import InputError
-from ovsl.layers.attention import attend
+from ovsl.layers import attend
 
 Term = tuple[Tensor, Tensor, Tensor | None]
 Compared = Literal["query-key", "query-query", "key-key", "neighbours", "identity"]
@@ -46,28 +46,6 @@ class LastBlock(nn.Module, ABC):
         """
 
 
-def offset_positions(positions: Tensor, grid: Grid) -> Tensor:
-    """Resize a learned square position grid as the line from SCLIP on does, after the code of DINO.
-
-    Coordinates follow from the factor `(side + 0.1) / own side`, not from the sizes. A grid with as many cells as the
-    learned one gets that as it is, whatever its shape.
-
-    Args:
-        positions: `(1 + g*g, width)`, class row first.
-        grid: Wanted grid `(h, w)`.
-
-    Returns:
-        `(1 + h*w, width)`.
-    """
-    if grid[0] * grid[1] == len(positions) - 1:
-        return positions
-    own = int((len(positions) - 1) ** 0.5)
-    maps = positions[1:].T.reshape(1, -1, own, own)
-    factors = ((grid[0] + 0.1) / own, (grid[1] + 0.1) / own)
-    maps = functional.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False)
-    return torch.cat([positions[:1], maps.flatten(2).squeeze(0).T])
-
-
 def block_inputs(tower: ViTTower, images: Tensor) -> tuple[list[Tensor], Grid]:
     """Run all blocks but the last.
 
@@ -78,8 +56,7 @@ def block_inputs(tower: ViTTower, images: Tensor) -> tuple[list[Tensor], Grid]:
     Returns:
         Tokens `(B, 1 + h*w, width)` that enter each block, the last included; and the grid `(h, w)`.
     """
-    grid = (images.shape[2] // tower.patch_size, images.shape[3] // tower.patch_size)
-    tokens, _ = tower.stem(images, positions=offset_positions(tower.visual.positional_embedding, grid))
+    tokens, grid = tower.stem(images, "offset")
     inputs = [tokens]
     for block in tower.blocks[:-1]:
         inputs.append(run_block(block, inputs[-1]))

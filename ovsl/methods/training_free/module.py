@@ -5,18 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from open_clip.transformer import VisionTransformer
+from open_clip import OPENAI_DATASET_MEAN
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import SynonymRule, TextEmbeddings
-from ovsl.clip.image_tower import ViTTower
-from ovsl.clip.towers import CLIP_MEAN
-from ovsl.errors import InputError
+from ovsl.clip import SynonymRule, TextEmbeddings, ViTTower
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, WordInference
-from ovsl.layers.image_normalization import ImageNormalization
-from ovsl.layers.similarity import cosine_scores
+from ovsl.layers import ImageNormalization, cosine_scores
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.training_free.last_block import LastBlock, TokenAttention
 from ovsl.vocabulary import Vocabulary
@@ -66,28 +62,22 @@ class TrainingFree(SegmentationModule):
     def __init__(
         self,
         name: str = "SCLIP",
-        last_block: LastBlock = TokenAttention(),  # noqa: B008 - has no parameters
+        last_block: LastBlock = TokenAttention(),
         padding: int | Literal["patch"] | None = None,
         word_list: QueryWords | None = "sclip",
         rounded_normalization: bool = True,
         synonyms: SynonymRule = "max",
-        inference: Inference = WordInference(),  # noqa: B008 - never mutated
+        inference: Inference = WordInference(),
         **kwargs: Any,
     ) -> None:
         super().__init__(synonyms=synonyms, inference=inference, **kwargs)
         self.name = name
-        visual = self.clip.visual
-        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
-            raise InputError(
-                f"{name} changes the last block of a vision transformer with a class token, which {self.clip.name!r} "
-                "has not; choose another CLIP, such as --model.clip.model ViT-B-16."
-            )
-        self.tower = ViTTower(visual)
+        self.tower = self.clip.require_tower(ViTTower, name)
         self.last_block = last_block
         self.needs_regions = last_block.needs_regions
         self.padding = self.tower.patch_size if padding == "patch" else padding or 1
         self.word_list = word_list
-        rounded = rounded_normalization and torch.equal(self.clip.mean.flatten(), torch.tensor(CLIP_MEAN))
+        rounded = rounded_normalization and torch.equal(self.clip.mean.flatten(), torch.tensor(OPENAI_DATASET_MEAN))
         mean, std = (CLIP_MEAN_255, CLIP_STD_255) if rounded else (self.clip.mean * 255, self.clip.std * 255)
         self.normalize = ImageNormalization([float(m) / 255 for m in mean], [float(s) / 255 for s in std])
 

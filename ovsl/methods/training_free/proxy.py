@@ -10,7 +10,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip.image_tower import Grid, ViTTower
+from ovsl.clip import ViTTower
+from ovsl.clip.image_tower import Grid
 from ovsl.inference import resize
 from ovsl.layers.dino import DINO, DINOSettings
 from ovsl.methods.training_free.last_block import LastBlock, block_inputs
@@ -35,7 +36,7 @@ class DINOProxy(ProxyModel):
 
     def __init__(
         self,
-        settings: DINOSettings = DINOSettings("vit_base_patch8_224.dino"),  # noqa: B008 - frozen
+        settings: DINOSettings = DINOSettings("vit_base_patch8_224.dino"),
         features: Literal["final", "query+key"] = "final",
     ) -> None:
         super().__init__()

@@ -10,10 +10,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip.image_tower import ViTTower
+from ovsl.clip import ViTTower
 from ovsl.errors import InputError
 from ovsl.inference.regions import resize_regions
-from ovsl.layers.attention import attend
+from ovsl.layers import attend
 from ovsl.methods.training_free.last_block import LastBlock, add_residuals, block_inputs, projections
 from ovsl.methods.training_free.proxy import ProxyModel, masked_attention, patch_values, unit_patches
 

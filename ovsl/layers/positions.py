@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 PositionMode = Literal["bicubic", "bilinear", "offset"]
-"""`offset` is bicubic by the factor `(side + 0.1) / own side` of DINO's code, which moves the sampled coordinates; grids
-with as many cells as the learned one get that as it is, whatever their shape (SCLIP and its line)."""
+"""`offset` is bicubic by the factor `(side + 0.1) / own side` of DINO's code, which moves the sampled coordinates; a
+grid with as many cells as the learned one gets that as it is, whatever its shape (SCLIP and its line)."""
 
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
+from ovsl.clip.image_tower import run_block
 from ovsl.errors import InputError
-from ovsl.inference import DensePrediction
+from ovsl.evaluation import Words
+from ovsl.inference import DensePrediction, SlidingWindow, WholeImage, WordInference, WordRules
 from ovsl.layers.dino import DINOSettings
 from ovsl.methods import TrainingFree
 from ovsl.methods.base import CLIPSettings
@@ -224,8 +226,6 @@ def test_region_tokens_are_those_of_a_masked_sequence_with_copies_in_front() -> 
     regions = functional.interpolate(quarters()[:, None].float(), grid, mode="nearest")[:, 0].long()
     numbers = region_numbers(regions)
     found = block.region_tokens(tower, inputs, numbers)
-    from ovsl.clip.image_tower import run_block
-
     for image in range(2):
         count = int(numbers[image].max()) + 1
         tokens = torch.cat([inputs[0][image : image + 1, :1].expand(-1, count, -1), inputs[0][image : image + 1]], 1)
@@ -295,3 +295,53 @@ def test_a_missing_region_map_is_named() -> None:
 def test_neighbours_alone_need_a_deviation() -> None:
     with pytest.raises(InputError, match="needs `neighbourhood`"):
         TokenAttention(["neighbours"])
+
+
+def speak_of_patches(module: TrainingFree, *inputs: Tensor) -> None:
+    """Give the method words that its own patches answer to in different ways, as a random CLIP's words do not."""
+    patches = module.dense_features(*inputs)[0].flatten(2).transpose(1, 2).flatten(0, 1)
+    vectors = functional.normalize((patches - patches.mean(0))[:: len(patches) // 4][:4], dim=1)
+    text = TextEmbeddings(vectors, torch.tensor([0, 0, 1, 2]), 3)
+    module.words = lambda vocabulary: Words(vocabulary, text)  # type: ignore[method-assign]
+
+
+@torch.no_grad()
+def test_the_segmenter_hands_each_image_its_own_region_map() -> None:
+    module = make(RegionCorrelation(ColorProxy(4)), 24, inference=WordInference(SlidingWindow(32, 24, 4)))
+    speak_of_patches(module, images(), quarters())
+    segmenter = module.segmenter(Vocabulary.from_words(["sky, cloud", "sea", "sand"]))
+    pictures = [images(40, 48)[0], images(36, 36)[0], images(40, 48)[1]]
+    sizes = [(50, 60), (30, 30), (50, 60)]
+    maps = [quarters(*size)[1] for size in sizes]
+    together = segmenter(pictures, sizes, regions=maps)
+    for index, found in enumerate(together):
+        alone = segmenter([pictures[index]], [sizes[index]], regions=[maps[index]])
+        assert torch.equal(found.labels, alone[0].labels)
+    other = segmenter([pictures[0]], [sizes[0]], regions=[torch.zeros(50, 60, dtype=torch.int32)])
+    assert not torch.equal(other[0].labels, together[0].labels), "the regions make a difference"
+    with pytest.raises(InputError, match="CorrCLIP needs a map of regions"):
+        segmenter(pictures, sizes)
+
+
+@torch.no_grad()
+def test_labels_are_one_within_a_region() -> None:
+    inference = WordInference(WholeImage(), correct_regions=True)
+    module = make(RegionCorrelation(ColorProxy(4)), 24, inference=inference)
+    regions = quarters(48, 48)[0]
+    speak_of_patches(module, images(48, 48), quarters(48, 48))
+    (found,) = module.segmenter(Vocabulary.from_words(["sky", "sea", "sand"]))(
+        [images(48, 48)[0]], [(48, 48)], regions=[regions]
+    )
+    for region in (1, 2):
+        assert len(found.labels[regions == region].unique()) == 1
+    assert len(found.labels.unique()) > 1
+
+
+def test_thresholds_refuse_a_vocabulary_without_background() -> None:
+    inference = WordInference(WholeImage(), WordRules(probability_threshold=0.2))
+    module = make(TokenAttention(), inference=inference)
+    with pytest.raises(InputError, match="class 0 of 'words' is 'sky'"):
+        module.segmenter(Vocabulary.from_words(["sky", "sea"]))
+    module.segmenter(Vocabulary.from_words(["background", "sea"]))
+    # The list of the publication has other words for the background; the class is still the background.
+    module.segmenter(Vocabulary.load("pascal_voc_21"))

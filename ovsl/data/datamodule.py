@@ -27,18 +27,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 class SegmentationDataModule(LightningDataModule):
     """Images with label masks for training and for any number of evaluation datasets, each with its own vocabulary.
 
-    Training batches are ``{"image": uint8 (B, 3, H, W), "semantic": int64 (B, H, W), "id": list[str]}``. Their order
-    and augmentation are functions of (seed, position), so a resumed run continues exactly where it stopped, with any
-    number of workers. Training never runs out of data: an epoch of the trainer is ``rows // global batch`` steps, the
-    same on every process. Evaluation batches are lists, since sizes differ: ``{"image": [uint8 (3, H, W)], "semantic":
-    [int64 (H0, W0)], "original_size": [(H0, W0)], "id": [str]}``, every image exactly once over all processes. Images
-    are never normalised here; methods do that on the device.
+    What batches hold is said by `ovsl.data.batches`. The order and augmentation of training batches are functions of
+    (seed, position), so a resumed run continues exactly where it stopped, with any number of workers. Training never
+    runs out of data: an epoch of the trainer is `rows // global batch` steps, the same on every process. Evaluation
+    gives every image exactly once over all processes. Images are never normalised here; methods do that on the device.
 
-    From a source with panoptic maps, batches also hold ``segment_ids`` (0 for no segment, else 1..N) and
-    ``segment_classes`` ``(N,)`` of each image. In training, crowd regions are left out, stuff of one class is one
-    segment, and segments that the crop cut away keep their number and class, without a pixel; with ``ignore_unseen``
-    segments of unseen classes are left out. Evaluation keeps all segments, at the original size, with
-    ``segment_crowd``.
+    In training, crowd regions of panoptic maps are left out, stuff of one class is one segment, and segments that the
+    crop cut away keep their number and class, without a pixel; with `ignore_unseen` segments of unseen classes are left
+    out. Evaluation keeps all segments, at the original size.
 
     Args:
         train: Source of training images, or a dataset of the catalogue: ``NAME`` or ``NAME/SPLIT``; None for

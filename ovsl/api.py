@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from ovsl.data import EvaluationTransform
-from ovsl.data.sources import decode_image
+from ovsl.data.regions import RegionMaps
+from ovsl.data.sources import Row, decode_image
 from ovsl.errors import InputError
 from ovsl.evaluation import Segmenter
 from ovsl.inference import PanopticMap, Segmentation
@@ -67,10 +68,18 @@ class PhotoSegmenter:
         module: The method, with its weights.
         words: One entry per class, synonyms separated by commas, or the name of a shipped vocabulary.
         short_side: Size that photos are resized to for the network; None leaves them as they are.
+        regions: Makes the region map of a photo, for methods that go by one.
     """
 
-    def __init__(self, module: SegmentationModule, words: Sequence[str] | str, short_side: int | None = None) -> None:
+    def __init__(
+        self,
+        module: SegmentationModule,
+        words: Sequence[str] | str,
+        short_side: int | None = None,
+        regions: RegionMaps | None = None,
+    ) -> None:
         self.module = module
+        self.regions = regions
         self.transform = EvaluationTransform(short_side=short_side)
         vocabulary = Vocabulary.load(words) if isinstance(words, str) else Vocabulary.from_words(words)
         with torch.inference_mode():
@@ -83,7 +92,7 @@ class PhotoSegmenter:
 
     def with_words(self, words: Sequence[str] | str) -> PhotoSegmenter:
         """Ask the same method with other words; nothing is loaded again."""
-        return PhotoSegmenter(self.module, words, self.transform.short_side)
+        return PhotoSegmenter(self.module, words, self.transform.short_side, self.regions)
 
     # A string is a sequence of strings, too; the first that fits counts.
     @overload
@@ -111,7 +120,10 @@ class PhotoSegmenter:
         image = torch.from_numpy(np.ascontiguousarray(self.transform(array).transpose(2, 0, 1)))
         height, width = array.shape[:2]
         found: Segmentation
-        (found,) = self.segmenter([image.to(self.module.device)], [(height, width)], segments=True)
+        device, regions = self.module.device, None
+        if self.regions is not None:
+            regions = [torch.from_numpy(self.regions(Row("photo", array, None)).astype(np.int32)).to(device)]
+        (found,) = self.segmenter([image.to(device)], [(height, width)], segments=True, regions=regions)
         panoptic = found.panoptic and PanopticMap(found.panoptic.segment_ids.cpu(), found.panoptic.classes.cpu())
         return PhotoSegmentation(array, found.labels.cpu().numpy(), self.vocabulary, panoptic)
 
@@ -126,14 +138,17 @@ class LoadedMethod:
     def __init__(self, module: SegmentationModule) -> None:
         self.module = module.eval()
 
-    def with_words(self, words: Sequence[str] | str, short_side: int | None = None) -> PhotoSegmenter:
+    def with_words(
+        self, words: Sequence[str] | str, short_side: int | None = None, regions: RegionMaps | None = None
+    ) -> PhotoSegmenter:
         """Bind words; as often as wanted.
 
         Args:
             words: One entry per class, synonyms separated by commas, or the name of a shipped vocabulary.
             short_side: Size that photos are resized to for the network; None leaves them as they are.
+            regions: Makes the region map of a photo, for methods that go by one (CorrCLIP).
         """
-        return PhotoSegmenter(self.module, words, short_side)
+        return PhotoSegmenter(self.module, words, short_side, regions)
 
     def to(self, device: str | torch.device) -> LoadedMethod:
         """Move to a device."""

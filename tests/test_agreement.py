@@ -15,7 +15,7 @@ from PIL import Image
 
 import ovsl
 from ovsl.cli import main
-from ovsl.data import ToySource
+from ovsl.data import ColorRegions, ToySource
 from tests.conftest import ROOT
 
 METHODS = sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml"))
@@ -67,12 +67,13 @@ def labels_of_test(run: Path) -> list[np.ndarray]:
 
 def test_predict_and_the_python_api_agree_with_test(run: Path) -> None:
     settings = run / "predict.yaml"
-    settings.write_text(yaml.safe_dump({"trainer": QUIET}))
+    regions = regions_of(run)
+    settings.write_text(yaml.safe_dump({"trainer": QUIET, **({"data": {"regions": regions}} if regions else {})}))
     images = json.dumps([str(photo) for photo in photos(run)])
     command = ["predict", "--run_dir", str(run), "-c", str(settings), "--data.images", images]
     method = [] if (run / "checkpoints").is_dir() else ["-c", str(model_only(run))]
     assert main([*command, *method, "--data.vocabulary", "toy"]) == 0
-    segmenter = ovsl.load(run, device="cpu").with_words("toy")
+    segmenter = ovsl.load(run, device="cpu").with_words("toy", regions=ColorRegions() if regions else None)
     for photo, expected in zip(photos(run), labels_of_test(run), strict=True):
         with Image.open(run / "predictions" / f"{photo.stem}.labels.png") as file:
             assert np.array_equal(np.asarray(file), expected)
@@ -87,6 +88,13 @@ def test_predict_and_the_python_api_agree_with_test(run: Path) -> None:
             assert [each["area"] for each in record["segments"]] == [
                 (ids == each["id"]).sum() for each in record["segments"]
             ]
+
+
+def regions_of(run: Path) -> dict[str, str] | None:
+    """Where the region maps of a method come from that goes by them."""
+    content = yaml.safe_load((run / "config.test.yaml").read_text())
+    regions: dict[str, str] | None = content["data"]["init_args"]["regions"]
+    return regions
 
 
 def model_only(run: Path) -> Path:
@@ -121,7 +129,10 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
         "configs/data/toy.yaml",
     ]
     command += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar=false", "--pictures.count", "0"]
-    command += ["--data.num_workers", "0", "--data.evaluation.toy.test.length", "5"]
+    few = tmp_path / "few.yaml"
+    toy = {"class_path": "ovsl.data.ToySource", "init_args": {"seed": 2, "length": 5}}
+    few.write_text(yaml.safe_dump({"data": {"init_args": {"num_workers": 0, "evaluation": {"toy": {"test": toy}}}}}))
+    command += ["-c", str(few)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for folder, processes in ((one, "1"), (two, "2")):
         strategy = ["--trainer.strategy", "ddp"] if processes == "2" else []

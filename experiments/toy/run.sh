@@ -6,9 +6,9 @@ set -euo pipefail
 runs=${1:-runs/toy}
 ovsl=${OVSL:-ovsl}
 toy="-c configs/data/toy.yaml -c configs/trainer/cpu.yaml"
-if [ ! -f "$runs/maskclip/results/test-toy.json" ]; then
-  $ovsl test -c configs/methods/maskclip.yaml $toy --run_dir "$runs/maskclip"
-fi
+for method in maskclip sclip naclip clearclip proxyclip corrclip; do # nothing is trained, so there are no seeds
+  [ -f "$runs/$method/results/test-toy.json" ] || $ovsl test -c configs/methods/$method.yaml $toy --run_dir "$runs/$method"
+done
 for seed in ${SEEDS:-0 1 2}; do
   for method in ${METHODS:-patch_text zegclip san fc_clip}; do
     run=$runs/$method-seed$seed

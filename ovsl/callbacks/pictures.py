@@ -49,7 +49,7 @@ class PredictionPictures(Callback):
             evaluation = module.evaluation.datasets[index]
             name, step = evaluation.task.name, module.trained_steps
             sheet = draw_sheet(
-                pictures, evaluation.segmenter.vocabulary, f"{type(module).__name__} on {name}, step {step}"
+                pictures, evaluation.segmenter.vocabulary, f"{module.method_name} on {name}, step {step}"
             )
             folder = Path(trainer.default_root_dir) / "pictures"
             folder.mkdir(parents=True, exist_ok=True)

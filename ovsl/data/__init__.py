@@ -5,12 +5,14 @@ from ovsl.data.datamodule import PredictionData, SegmentationDataModule
 from ovsl.data.evaluation_set import EvaluationSet
 from ovsl.data.image_folder import ImageFolder
 from ovsl.data.parquet import HubSource, ParquetSource
+from ovsl.data.regions import ColorRegions, RegionFolder, RegionMaps, SegmentRegions
 from ovsl.data.sources import ImageFiles, Row, Segments, Source
 from ovsl.data.toy import ToySource
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 
 __all__ = [
     "Catalogued",
+    "ColorRegions",
     "EvaluationSet",
     "EvaluationTransform",
     "HubSource",
@@ -18,7 +20,10 @@ __all__ = [
     "ImageFolder",
     "ParquetSource",
     "PredictionData",
+    "RegionFolder",
+    "RegionMaps",
     "Row",
+    "SegmentRegions",
     "SegmentationDataModule",
     "Segments",
     "Source",

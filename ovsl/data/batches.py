@@ -41,6 +41,7 @@ class EvaluationBatch(TypedDict):
         segment_ids: From panoptic data, int32 `(H0, W0)`: 0 for no segment, else 1..N.
         segment_classes: Class of segments 1..N, int64 `(N,)`.
         segment_crowd: Whether each is a region of uncounted things, bool `(N,)`.
+        regions: Class-agnostic region map, int32 `(H0, W0)`: 0 for no region; where the data has them.
     """
 
     image: list[Tensor]
@@ -51,6 +52,7 @@ class EvaluationBatch(TypedDict):
     segment_ids: NotRequired[list[Tensor]]
     segment_classes: NotRequired[list[Tensor]]
     segment_crowd: NotRequired[list[Tensor]]
+    regions: NotRequired[list[Tensor]]
 
 
 @dataclass(frozen=True)

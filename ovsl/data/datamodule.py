@@ -12,6 +12,7 @@ from ovsl.data.batches import EvaluationTask
 from ovsl.data.catalogue import Catalogued, as_source
 from ovsl.data.evaluation_set import EvaluationSet
 from ovsl.data.order import PositionSampler, SectionSampler
+from ovsl.data.regions import RegionMaps
 from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, as_made, one_thread
 from ovsl.data.sources import ImageFiles, Source
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
@@ -26,18 +27,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 class SegmentationDataModule(LightningDataModule):
     """Images with label masks for training and for any number of evaluation datasets, each with its own vocabulary.
 
-    Training batches are ``{"image": uint8 (B, 3, H, W), "semantic": int64 (B, H, W), "id": list[str]}``. Their order
-    and augmentation are functions of (seed, position), so a resumed run continues exactly where it stopped, with any
-    number of workers. Training never runs out of data: an epoch of the trainer is ``rows // global batch`` steps, the
-    same on every process. Evaluation batches are lists, since sizes differ: ``{"image": [uint8 (3, H, W)], "semantic":
-    [int64 (H0, W0)], "original_size": [(H0, W0)], "id": [str]}``, every image exactly once over all processes. Images
-    are never normalised here; methods do that on the device.
+    What batches hold is said by `ovsl.data.batches`. The order and augmentation of training batches are functions of
+    (seed, position), so a resumed run continues exactly where it stopped, with any number of workers. Training never
+    runs out of data: an epoch of the trainer is `rows // global batch` steps, the same on every process. Evaluation
+    gives every image exactly once over all processes. Images are never normalised here; methods do that on the device.
 
-    From a source with panoptic maps, batches also hold ``segment_ids`` (0 for no segment, else 1..N) and
-    ``segment_classes`` ``(N,)`` of each image. In training, crowd regions are left out, stuff of one class is one
-    segment, and segments that the crop cut away keep their number and class, without a pixel; with ``ignore_unseen``
-    segments of unseen classes are left out. Evaluation keeps all segments, at the original size, with
-    ``segment_crowd``.
+    In training, crowd regions of panoptic maps are left out, stuff of one class is one segment, and segments that the
+    crop cut away keep their number and class, without a pixel; with `ignore_unseen` segments of unseen classes are left
+    out. Evaluation keeps all segments, at the original size.
 
     Args:
         train: Source of training images, or a dataset of the catalogue: ``NAME`` or ``NAME/SPLIT``; None for
@@ -52,6 +49,8 @@ class SegmentationDataModule(LightningDataModule):
         evaluation_transform: Resizing of evaluation images; None takes the sizes of the catalogue.
         panoptic: Whether to read the panoptic maps of datasets of the catalogue that have them; None reads those of
             datasets that are panoptic by default (COCO panoptic, the toy world).
+        regions: Where region maps of evaluation images come from, for methods that go by them; None takes those of the
+            source, if it has any.
         batch_size: Training samples per process and step.
         evaluation_batch_size: Images per process and step in evaluation.
         num_workers: Worker processes per loader.
@@ -70,6 +69,7 @@ class SegmentationDataModule(LightningDataModule):
         train_transform: TrainTransform | None = None,
         evaluation_transform: EvaluationTransform | None = None,
         panoptic: bool | None = None,
+        regions: RegionMaps | None = None,
         batch_size: int = 16,
         evaluation_batch_size: int = 1,
         num_workers: int = 2,
@@ -88,6 +88,7 @@ class SegmentationDataModule(LightningDataModule):
         }
         self.train_transform = train_transform or TrainTransform(crop_size=512)
         self.evaluation_transform = evaluation_transform or EvaluationTransform()
+        self.regions = regions
         self.batch_size = batch_size
         self.evaluation_batch_size = evaluation_batch_size
         self.num_workers = num_workers
@@ -187,7 +188,8 @@ class SegmentationDataModule(LightningDataModule):
                 )
             rows = self._rows(source, vocabulary)
             transform = self.evaluation[name].transform or self.evaluation_transform
-            loaders.append(self._evaluation_loader(EvaluationBatches(rows, transform)))
+            regions = self.evaluation[name].regions or self.regions
+            loaders.append(self._evaluation_loader(EvaluationBatches(rows, transform, regions=regions)))
         return loaders
 
     def _evaluation_loader(self, batches: EvaluationBatches) -> SegmentationLoader:
@@ -248,6 +250,7 @@ class PredictionData(SegmentationDataModule):
         vocabulary: Words, one entry per class, synonyms separated by commas (``["road", "car, automobile"]``); or the
             name of a shipped vocabulary.
         evaluation_transform: Resizing of the images.
+        regions: Where their region maps come from, for methods that go by them.
         batch_size: Images per process and step.
         num_workers: Worker processes.
         on_error: Undecodable images: ``error`` stops, ``skip`` leaves them out, counts and logs them.
@@ -258,12 +261,14 @@ class PredictionData(SegmentationDataModule):
         images: list[str] | str,
         vocabulary: list[str] | str,
         evaluation_transform: EvaluationTransform | None = None,
+        regions: RegionMaps | None = None,
         batch_size: int = 1,
         num_workers: int = 0,
         on_error: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__(
             evaluation_transform=evaluation_transform,
+            regions=regions,
             evaluation_batch_size=batch_size,
             num_workers=num_workers,
             on_error=on_error,
@@ -297,7 +302,8 @@ class PredictionData(SegmentationDataModule):
         """
         files, ids = find_images(self.images)
         rows = self._rows(ImageFiles(files, ids), self.prediction_vocabulary)
-        return [self._evaluation_loader(EvaluationBatches(rows, self.evaluation_transform, labelled=False))]
+        batches = EvaluationBatches(rows, self.evaluation_transform, labelled=False, regions=self.regions)
+        return [self._evaluation_loader(batches)]
 
 
 def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:

@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, replace
 
 from ovsl.data.catalogue import as_source, catalogue, entry
+from ovsl.data.regions import RegionMaps
 from ovsl.data.sources import Source
 from ovsl.data.transforms import EvaluationTransform
 from ovsl.errors import InputError
@@ -26,6 +27,7 @@ class EvaluationSet:
         transform: Resizing of its images; None takes the data module's ``evaluation_transform``, and where that is
             None too, the sizes of the catalogue.
         published: Published figures of this row in percent, as printed, such as ``{mIoU: 33.3}``; shown beside ours.
+        regions: Where region maps come from, for methods that go by them; None takes the data module's.
 
     Raises:
         InputError: A published figure has an unknown name.
@@ -37,6 +39,7 @@ class EvaluationSet:
     test: Source | str | None = None
     transform: EvaluationTransform | None = None
     published: dict[str, float] | None = None
+    regions: RegionMaps | None = None
 
     def __post_init__(self) -> None:
         for figure in self.published or {}:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ovsl.data.order import group_order
+from ovsl.data.regions import region_map
 from ovsl.data.sources import LabelTransform, Row, Segments, Source, decode_image, one_line
 from ovsl.errors import InputError
 
@@ -38,6 +39,8 @@ class ParquetRows(Source):
             is no segment; None takes no segments.
         segments_column: Column that lists the segments of that map: ``id``, ``category_id`` (a label value like those
             of the mask), ``iscrowd``.
+        regions_column: Column with an encoded map of class-agnostic regions, see
+            :class:`~ovsl.data.regions.RegionFolder`; None takes none.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class ParquetRows(Source):
         interleave: int = 16,
         panoptic_column: str | None = None,
         segments_column: str = "segments_info",
+        regions_column: str | None = None,
     ) -> None:
         self.image_column = image_column
         self.mask_column = mask_column
@@ -61,6 +65,7 @@ class ParquetRows(Source):
         self.interleave = interleave
         self.panoptic_column = panoptic_column
         self.segments_column = segments_column
+        self.regions_column = regions_column
         self.panoptic = panoptic_column is not None
         self._open_groups: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
 
@@ -108,9 +113,8 @@ class ParquetRows(Source):
                 footers = list(pool.map(footer, splits[self._split]))
             columns = footers[0].schema.to_arrow_schema().names
             segments_columns = (self.panoptic_column, self.segments_column) if self.panoptic else ()
-            wanted = [
-                c for c in (self.image_column, self.mask_column, self.id_column, *segments_columns) if c is not None
-            ]
+            always = (self.image_column, self.mask_column, self.id_column, self.regions_column)
+            wanted = [column for column in (*always, *segments_columns) if column is not None]
             for column in wanted:
                 if column not in columns:
                     raise InputError(f"{self.name} has no column '{column}': set it to one of {', '.join(columns)}.")
@@ -162,7 +166,12 @@ class ParquetRows(Source):
         if self.panoptic_column is not None:
             encoded, listed = values[self.panoptic_column], values[self.segments_column]
             segments = self._segments(encoded, listed, semantic.shape, where)
-        return Row(id, image, semantic, segments=segments)
+        regions = None
+        if self.regions_column is not None:
+            if values[self.regions_column] is None:
+                raise InputError(f"There is no region map in {where}: make one for every image.")
+            regions = region_map(values[self.regions_column], image.shape[:2], f"region map of {where}")
+        return Row(id, image, semantic, segments=segments, regions=regions)
 
     def _segments(
         self, encoded: Any, listed: list[dict[str, Any]] | None, size: tuple[int, ...], where: str

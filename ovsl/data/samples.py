@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ovsl.data.order import sample_seed
+from ovsl.data.regions import RegionMaps
 from ovsl.data.sources import (
     INVALID_LABEL,
     LABEL_VALUES,
@@ -107,7 +108,7 @@ class LabelledRows:
                 "label_transform, ignore_index or the vocabulary of this data."
             )
         segments = None if row.segments is None else self._segments(row.segments, index, row.id)
-        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments)
+        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments, row.regions)
 
     def _segments(self, segments: Segments, index: int, id: str) -> Segments:
         known = (segments.classes >= 0) & (segments.classes < LABEL_VALUES)
@@ -205,12 +206,20 @@ class EvaluationBatches(Dataset):
         rows: Rows with class indices.
         transform: Resizing of the images.
         labelled: Whether a mask is required; batches for prediction have none.
+        regions: Where region maps come from; None takes those of the source, if it has any.
     """
 
-    def __init__(self, rows: LabelledRows, transform: EvaluationTransform, labelled: bool = True) -> None:
+    def __init__(
+        self,
+        rows: LabelledRows,
+        transform: EvaluationTransform,
+        labelled: bool = True,
+        regions: RegionMaps | None = None,
+    ) -> None:
         self.rows = rows
         self.transform = transform
         self.labelled = labelled
+        self.regions = regions
 
     def __getitem__(self, indices: list[int]) -> "dict[str, Any] | InputError | None":
         """Make the batch of these rows.
@@ -218,8 +227,8 @@ class EvaluationBatches(Dataset):
         Returns:
             Lists: ``image`` uint8 ``(3, H, W)``, ``semantic`` int64 ``(H0, W0)`` (or ``path``, where unlabelled),
             ``original_size``, ``id``; from a panoptic source also ``segment_ids`` int32 ``(H0, W0)``,
-            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``. None where all rows were skipped. An
-            error is returned, not raised.
+            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``; where there are region maps,
+            ``regions`` int32 ``(H0, W0)``. None where all rows were skipped. An error is returned, not raised.
         """
         batch: dict[str, list[Any]] = {"image": [], "original_size": [], "id": []}
         batch["semantic" if self.labelled else "path"] = []
@@ -233,6 +242,9 @@ class EvaluationBatches(Dataset):
                 batch["image"].append(_image_tensor(self.transform(row.image)))
                 batch["original_size"].append(row.image.shape[:2])
                 batch["id"].append(row.id)
+                regions = row.regions if self.regions is None else self.regions(row)
+                if regions is not None:
+                    batch.setdefault("regions", []).append(torch.from_numpy(regions.astype(np.int32)))
                 if not self.labelled:
                     batch["path"].append(row.path)
                 elif row.semantic is None:

@@ -65,6 +65,8 @@ class Row:
         semantic: Label values as stored in the file, any integer type ``(H, W)``; None where a source has no labels.
         path: File the image came from, where there is one.
         segments: Panoptic ground truth; None where a source gives none.
+        regions: Class-agnostic regions, integers ``(H, W)``, 0 for none; None where a source gives none, see
+            :mod:`ovsl.data.regions`.
     """
 
     id: str
@@ -72,6 +74,7 @@ class Row:
     semantic: np.ndarray | None
     path: str | None = None
     segments: Segments | None = None
+    regions: np.ndarray | None = None
 
 
 class Source(ABC):

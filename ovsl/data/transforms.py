@@ -237,7 +237,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
 
 
 def _resize(image: np.ndarray, factor: float, interpolation: int) -> np.ndarray:
-    """Resize by a factor, to the nearest whole number of pixels."""
+    """Resize by a factor, to the nearest whole number of pixels; halves go up, as in MMCV and detectron2."""
     height, width = image.shape[:2]
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    size = (max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5)))
     return image if size == (width, height) else cv2.resize(image, size, interpolation=interpolation)

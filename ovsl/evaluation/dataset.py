@@ -70,7 +70,7 @@ class DatasetEvaluation:
             What was found in each image.
         """
         counts_segments = self.panoptic_quality is not None and "segment_ids" in batch
-        found = self.segmenter(batch["image"], batch["original_size"], segments=counts_segments)
+        found = self.segmenter(batch["image"], batch["original_size"], counts_segments, batch.get("regions"))
         for segmentation, target in zip(found, batch["semantic"], strict=True):
             self.iou.update(segmentation.labels, target)
         if counts_segments:

@@ -26,7 +26,7 @@ class Evaluation:
 
     def segment(self, index: int, batch: EvaluationBatch) -> list[Segmentation]:
         """Segment a batch without ground truth, with everything that the method gives."""
-        return self.datasets[index].segmenter(batch["image"], batch["original_size"], segments=True)
+        return self.datasets[index].segmenter(batch["image"], batch["original_size"], True, batch.get("regions"))
 
     def results(self, header: RunHeader) -> list[EvaluationResult]:
         """Divide the counts of every dataset; see `DatasetEvaluation.result`."""

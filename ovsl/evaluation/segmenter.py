@@ -19,9 +19,10 @@ class Method(Protocol):
     """All that is known of a method here."""
 
     predicts_masks: bool
+    needs_regions: bool
 
-    def __call__(self, images: Tensor, text: TextEmbeddings) -> Prediction:
-        """Segment uint8 images `(B, 3, H, W)` of one size."""
+    def __call__(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> Prediction:
+        """Segment uint8 images `(B, 3, H, W)` of one size; a method that needs them gets region maps `(B, H, W)`."""
         ...
 
     def words(self, vocabulary: Vocabulary) -> Words:
@@ -36,9 +37,13 @@ class Segmenter:
         method: How images and text become predictions.
         vocabulary: The classes to choose from.
         inference: How images go through the network.
+
+    Raises:
+        InputError: The inference cannot answer for the vocabulary.
     """
 
     def __init__(self, method: Method, vocabulary: Vocabulary, inference: Inference) -> None:
+        inference.check(vocabulary)
         self.method = method
         self.inference = inference
         self.words = method.words(vocabulary)
@@ -48,7 +53,13 @@ class Segmenter:
         """The classes of the answer, with their seen marks."""
         return self.words.vocabulary
 
-    def __call__(self, images: Sequence[Tensor], sizes: Sequence[Size], segments: bool = False) -> list[Segmentation]:
+    def __call__(
+        self,
+        images: Sequence[Tensor],
+        sizes: Sequence[Size],
+        segments: bool = False,
+        regions: Sequence[Tensor] | None = None,
+    ) -> list[Segmentation]:
         """Segment images of any sizes; those of one size go through the network together.
 
         Args:
@@ -56,6 +67,7 @@ class Segmenter:
             sizes: Size `(H0, W0)` at which each answer is wanted.
             segments: Whether panoptic maps and instances are wanted too, where the method predicts masks. Classes of a
                 vocabulary that does not tell things from stuff count as things.
+            regions: Region map `(H0, W0)` of each image; passed on to methods that need them.
 
         Returns:
             What was found in each image; labels are classes of the vocabulary.
@@ -67,7 +79,10 @@ class Segmenter:
         found: dict[int, Segmentation] = {}
         for (_, original_size), members in groups.items():
             stacked = torch.stack([images[index] for index in members])
-            segmentations = segment(self._predict, stacked, original_size, self.inference, things)
+            maps = None
+            if regions is not None and self.method.needs_regions:
+                maps = torch.stack([regions[index] for index in members])
+            segmentations = segment(self._predict, stacked, original_size, self.inference, things, maps)
             found.update(zip(members, map(self._in_vocabulary, segmentations), strict=True))
         return [found[index] for index in range(len(images))]
 
@@ -87,8 +102,8 @@ class Segmenter:
         everything = scores.new_full((len(scores), len(self.vocabulary), *scores.shape[2:]), float("-inf"))
         return everything.index_copy(1, self.words.positions, scores)
 
-    def _predict(self, images: Tensor) -> Prediction:
-        return self.method(images, self.words.text)
+    def _predict(self, images: Tensor, *regions: Tensor) -> Prediction:
+        return self.method(images, self.words.text, *regions)
 
     def _things(self) -> list[bool]:
         things = self.vocabulary.things or (True,) * len(self.vocabulary)

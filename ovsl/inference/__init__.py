@@ -3,12 +3,15 @@
 from ovsl.inference.instance import Instances
 from ovsl.inference.multi_scale import MultiScale
 from ovsl.inference.nearest import NearestLabels
+from ovsl.inference.pamr import PAMR
 from ovsl.inference.panoptic import PanopticMap
 from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, resize
 from ovsl.inference.segmentation import Segmentation, segment
 from ovsl.inference.semantic import Inference, Size, SlidingWindow, WholeImage, average_windows
+from ovsl.inference.word_rules import WordInference, WordRules
 
 __all__ = [
+    "PAMR",
     "DensePrediction",
     "Inference",
     "Instances",
@@ -21,6 +24,8 @@ __all__ = [
     "Size",
     "SlidingWindow",
     "WholeImage",
+    "WordInference",
+    "WordRules",
     "average_windows",
     "resize",
     "segment",

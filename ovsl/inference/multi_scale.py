@@ -33,7 +33,14 @@ class MultiScale(Inference):
         self.scales = tuple(scales)
         self.flip = flip
 
-    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
+    def labels(
+        self,
+        predict: Predict,
+        images: Tensor,
+        original_size: Size,
+        class_chunk_size: int = 32,
+        regions: Tensor | None = None,
+    ) -> Tensor:
         """See :meth:`Inference.labels`; image by image, images uint8 or 0..1."""
         return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ovsl.inference.prediction import DensePrediction, Prediction
+from ovsl.inference.regions import resize_regions
 from ovsl.inference.semantic import Inference, Predict, Size, whole_image_labels
 
 
@@ -15,9 +16,19 @@ class NearestLabels(Inference):
     As CLIP-DIY is published; all other methods compare scores at the original size, see `WholeImage`.
     """
 
-    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
+    def labels(
+        self,
+        predict: Predict,
+        images: Tensor,
+        original_size: Size,
+        class_chunk_size: int = 32,
+        regions: Tensor | None = None,
+    ) -> Tensor:
         """See `Inference.labels`."""
-        prediction = predict(images)
+        if regions is not None:
+            prediction = predict(images, resize_regions(regions, (images.shape[-2], images.shape[-1])))
+        else:
+            prediction = predict(images)
         size = _own_size(prediction, images)
         labels = whole_image_labels(prediction, size, size, class_chunk_size=class_chunk_size)
         return enlarge(labels, original_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,25 +26,44 @@ class DensePrediction:
         activation: Applied after the scores were upsampled to the input's size (ZegCLIP averages sigmoids of upsampled
             logits, MaskCLIP upsampled probabilities).
         class_offset: Subtracted after the activation, ``(C,)``; None for none.
+        padding: Pixels by which the grid reaches beyond the input at the left, right, top and bottom.
+        word_classes: Class of each row of the scores where a class may have several words, ascending, int64; the best
+            word speaks for its class. None where rows are classes.
     """
 
     scores: Tensor
     activation: Literal["none", "sigmoid"] = "none"
     class_offset: Tensor | None = None
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    word_classes: Tensor | None = None
 
     @property
     def num_classes(self) -> int:
         """C."""
-        return self.scores.shape[1]
+        return self.scores.shape[1] if self.word_classes is None else int(self.word_classes[-1]) + 1
 
     def semantic_scores(self, size: tuple[int, int], classes: slice = slice(None)) -> Tensor:
         """Scores of some classes at the size of the input, ``(B, C', H, W)``."""
-        scores = resize(self.scores[:, classes], size)
+        if self.word_classes is not None:
+            return self._best_words(self.word_classes, size, classes)
+        left, right, top, bottom = self.padding
+        height, width = size
+        scores = resize(self.scores[:, classes], (height + top + bottom, width + left + right))
+        scores = scores[..., top : top + height, left : left + width]
         if self.activation == "sigmoid":
             scores = scores.sigmoid()
         if self.class_offset is not None:
             scores = scores - self.class_offset[classes].view(-1, 1, 1)
         return scores
+
+    def _best_words(self, word_classes: Tensor, size: tuple[int, int], classes: slice) -> Tensor:
+        """Maximum over the words of each class after the resize, ``(B, C', H, W)``."""
+        wanted = range(self.num_classes)[classes]
+        rows = slice(*torch.searchsorted(word_classes, word_classes.new_tensor([wanted.start, wanted.stop])).tolist())
+        scores = replace(self, word_classes=None).semantic_scores(size, rows)
+        index = (word_classes[rows] - wanted.start).view(1, -1, 1, 1).expand_as(scores)
+        best = scores.new_full((len(scores), len(wanted), *size), float("-inf"))
+        return best.scatter_reduce(1, index, scores, "amax")
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ def segment(
     original_size: tuple[int, int],
     inference: Inference,
     things: Sequence[bool] | None = None,
+    regions: Tensor | None = None,
 ) -> list[Segmentation]:
     """Segment images of one size, each of which goes through the network once.
 
@@ -46,9 +47,11 @@ def segment(
         original_size: Size ``(H0, W0)`` at which everything is wanted.
         inference: How images go through the network.
         things: For each class whether it is countable; None asks for labels only.
+        regions: Region maps `(B, H0, W0)` for a method that goes by them, see `Inference.labels`.
     """
     if things is None or not isinstance(inference, WholeImage):
-        return [Segmentation(labels) for labels in inference.labels(predict, images, original_size)]
+        labels = inference.labels(predict, images, original_size, regions=regions)
+        return [Segmentation(image) for image in labels]
     size = (images.shape[-2], images.shape[-1])
     prediction = predict(images)
     labels = whole_image_labels(prediction, size, original_size, inference.resize_masks_first)

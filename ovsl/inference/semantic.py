@@ -13,16 +13,39 @@ import torch
 from torch import Tensor
 
 from ovsl.inference.prediction import MaskPrediction, Prediction, resize
+from ovsl.inference.regions import resize_regions
+from ovsl.vocabulary import Vocabulary
 
-Predict = Callable[[Tensor], Prediction]
+Predict = Callable[..., Prediction]
+"""The network with the vocabulary bound: images `(B, 3, h, w)`, and region maps `(B, h, w)` for a method that goes by
+them."""
+
 Size = tuple[int, int]
+
+Window = tuple[int, int, int, int]
+"""`(y1, x1, y2, x2)` in pixels of the resized image."""
 
 
 class Inference(ABC):
     """How images go through the network and become label maps."""
 
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuse a vocabulary that this inference cannot answer for; none by default.
+
+        Raises:
+            InputError: With what the vocabulary lacks.
+        """
+        return None
+
     @abstractmethod
-    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
+    def labels(
+        self,
+        predict: Predict,
+        images: Tensor,
+        original_size: Size,
+        class_chunk_size: int = 32,
+        regions: Tensor | None = None,
+    ) -> Tensor:
         """Predict the label maps of images of one size.
 
         Args:
@@ -30,6 +53,7 @@ class Inference(ABC):
             images: ``(B, 3, H, W)``.
             original_size: Size ``(H0, W0)`` at which labels are wanted.
             class_chunk_size: Classes held at full resolution at a time, where they need not be held together.
+            regions: Region maps of the original images, integers `(B, H0, W0)`, for methods that go by them.
 
         Returns:
             int64 `(B, H0, W0)`, values 0..C-1.
@@ -62,16 +86,32 @@ class WholeImage(Inference):
     def __init__(self, resize_masks_first: bool = True) -> None:
         self.resize_masks_first = resize_masks_first
 
-    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
+    def labels(
+        self,
+        predict: Predict,
+        images: Tensor,
+        original_size: Size,
+        class_chunk_size: int = 32,
+        regions: Tensor | None = None,
+    ) -> Tensor:
         """See :meth:`Inference.labels`."""
         size = (images.shape[-2], images.shape[-1])
-        return whole_image_labels(predict(images), size, original_size, self.resize_masks_first, class_chunk_size)
+        _, (prediction,) = self.predictions(predict, images, regions)
+        return whole_image_labels(prediction, size, original_size, self.resize_masks_first, class_chunk_size)
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
         """See `Inference.scores`."""
         size = (images.shape[-2], images.shape[-1])
         scores_of = whole_image_scores(predict(images), size, original_size or size, self.resize_masks_first)
         return scores_of(slice(None))
+
+    def predictions(
+        self, predict: Predict, images: Tensor, regions: Tensor | None = None
+    ) -> tuple[list[Window], list[Prediction]]:
+        """Predict the whole image as the only window; see `SlidingWindow.predictions`."""
+        size = (images.shape[-2], images.shape[-1])
+        whole = predict(images) if regions is None else predict(images, resize_regions(regions, size))
+        return [(0, 0, *size)], [whole]
 
 
 class SlidingWindow(Inference):
@@ -90,10 +130,17 @@ class SlidingWindow(Inference):
         self.stride = stride
         self.window_batch_size = window_batch_size
 
-    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
+    def labels(
+        self,
+        predict: Predict,
+        images: Tensor,
+        original_size: Size,
+        class_chunk_size: int = 32,
+        regions: Tensor | None = None,
+    ) -> Tensor:
         """See :meth:`Inference.labels`."""
         size = (images.shape[-2], images.shape[-1])
-        windows, predictions = self._predictions(predict, images)
+        windows, predictions = self.predictions(predict, images, regions)
         return _running_argmax(
             lambda classes: resize(average_windows(predictions, windows, size, classes), original_size),
             predictions[0].num_classes,
@@ -103,17 +150,30 @@ class SlidingWindow(Inference):
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
         """See `Inference.scores`; the mean of the windows."""
         size = (images.shape[-2], images.shape[-1])
-        windows, predictions = self._predictions(predict, images)
+        windows, predictions = self.predictions(predict, images)
         return resize(average_windows(predictions, windows, size), original_size or size)
 
-    def _predictions(
-        self, predict: Predict, images: Tensor
-    ) -> tuple[list[tuple[int, int, int, int]], list[Prediction]]:
-        windows = self.windows(images.shape[-2], images.shape[-1])
-        crops = torch.cat([images[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows])
-        return windows, [predict(chunk) for chunk in crops.split(self.window_batch_size * len(images))]
+    def predictions(
+        self, predict: Predict, images: Tensor, regions: Tensor | None = None
+    ) -> tuple[list[Window], list[Prediction]]:
+        """Predict all windows.
 
-    def windows(self, height: int, width: int) -> list[tuple[int, int, int, int]]:
+        Args:
+            predict: See `Inference.labels`.
+            images: `(B, 3, H, W)`.
+            regions: See `Inference.labels`; resized to the images by nearest neighbour and cut alike.
+
+        Returns:
+            The windows, and predictions of consecutive windows, window-major and image-minor along the batch.
+        """
+        size = (images.shape[-2], images.shape[-1])
+        windows = self.windows(*size)
+        maps = [images] if regions is None else [images, resize_regions(regions, size)]
+        crops = [torch.cat([m[..., y1:y2, x1:x2] for y1, x1, y2, x2 in windows]) for m in maps]
+        chunks = zip(*(crop.split(self.window_batch_size * len(images)) for crop in crops), strict=True)
+        return windows, [predict(*chunk) for chunk in chunks]
+
+    def windows(self, height: int, width: int) -> list[Window]:
         """Windows ``(y1, x1, y2, x2)`` in row-major order."""
 
         def starts(length: int) -> list[int]:
@@ -169,7 +229,7 @@ def whole_image_scores(
 
 def average_windows(
     predictions: list[Prediction],
-    windows: list[tuple[int, int, int, int]],
+    windows: list[Window],
     size: Size,
     classes: slice = slice(None),
 ) -> Tensor:

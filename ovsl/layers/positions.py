@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-PositionMode = Literal["bicubic", "bilinear"]
+PositionMode = Literal["bicubic", "bilinear", "offset"]
+"""`offset` is bicubic by the factor `(side + 0.1) / own side` of DINO's code, which moves the sampled coordinates; a
+grid with as many cells as the learned one gets that as it is, whatever its shape (SCLIP and its line)."""
 
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
@@ -53,8 +55,12 @@ def interpolate_positions(positions: Tensor, grid: tuple[int, int], mode: Positi
         `(1 + h*w, width)`.
     """
     side = int((positions.shape[0] - 1) ** 0.5)
-    if grid == (side, side):
+    if grid == (side, side) or (mode == "offset" and grid[0] * grid[1] == side * side):
         return positions
     patches = positions[1:].view(1, side, side, -1).permute(0, 3, 1, 2)
-    patches = functional.interpolate(patches, size=grid, mode=mode, align_corners=False)
+    if mode == "offset":
+        factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
+        patches = functional.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+    else:
+        patches = functional.interpolate(patches, size=grid, mode=mode, align_corners=False)
     return torch.cat([positions[:1], patches.flatten(2).squeeze(0).T])

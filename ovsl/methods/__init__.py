@@ -10,6 +10,7 @@ from ovsl.methods.lseg import LSeg
 from ovsl.methods.maskclip import MaskCLIP
 from ovsl.methods.patch_text import PatchText
 from ovsl.methods.san import SAN
+from ovsl.methods.training_free import TrainingFree
 from ovsl.methods.zegclip import ZegCLIP
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "MaskCLIP",
     "PatchText",
     "SegmentationModule",
+    "TrainingFree",
     "ZegCLIP",
 ]

@@ -69,6 +69,9 @@ class SegmentationModule(LightningModule, ABC):
     predicts_masks: bool = False
     """Whether `forward` returns a `MaskPrediction`, which panoptic quality needs."""
 
+    needs_regions: bool = False
+    """Whether `forward` takes region maps, integers `(B, H, W)`, as its third argument."""
+
     image_tower: ClassVar[ImageTowerUse] = "frozen"
     """What the method does with the image tower of the CLIP, see `ovsl.clip.CLIPSettings.build`."""
 
@@ -147,7 +150,7 @@ class SegmentationModule(LightningModule, ABC):
         vocabulary = self.with_seen(vocabulary)
         return Words(vocabulary, self.text_classifier(vocabulary))
 
-    def released_network(self, images: Tensor, text: TextEmbeddings) -> object:
+    def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> object:
         """Run the network as the official code does, whose multiply-adds are published: `forward` by default.
 
         For methods whose inference here leaves out work of the official code that no result depends on.
@@ -155,8 +158,14 @@ class SegmentationModule(LightningModule, ABC):
         Args:
             images: uint8 RGB `(B, 3, H, W)`.
             text: Text embeddings of C classes.
+            *regions: Region maps `(B, H, W)`, where the method needs them.
         """
-        return self(images, text)
+        return self(images, text, *regions)
+
+    @property
+    def method_name(self) -> str:
+        """What tables and pictures call the method: its class, unless one class stands for several."""
+        return type(self).__name__
 
     # What a method may use ---------------------------------------------------------------------------------------
 
@@ -265,7 +274,7 @@ class SegmentationModule(LightningModule, ABC):
         self._finish_evaluation("test", "test")
 
     def _finish_evaluation(self, stage: str, prefix: str) -> None:
-        header = RunHeader(Path(self.trainer.default_root_dir).name, type(self).__name__, stage, self.trained_steps)
+        header = RunHeader(Path(self.trainer.default_root_dir).name, self.method_name, stage, self.trained_steps)
         self.evaluation_results = self.evaluation.results(header)
         for result in self.evaluation_results:
             # Every process logs the same value: the metric has summed its counts over all of them already.

@@ -104,7 +104,7 @@ def profile(
     text = segmenter.words.text
     image = torch.randint(256, (1, 3, size, size), dtype=torch.uint8, device=device)
     with torch.no_grad():
-        network = functools.partial(model.released_network, image, text)
+        network = functools.partial(model.released_network, image, text, *tiles(model, image))
         network_multiply_adds = count_multiply_adds(network, norms_and_resizes=False)
     multiply_adds = count_multiply_adds(lambda: scores_at_original_size(segmenter, image))
     images = image.expand(batch_size, -1, -1, -1)
@@ -136,10 +136,11 @@ class RandomText:
     def __init__(self, model: SegmentationModule) -> None:
         self.model = model
         self.predicts_masks = model.predicts_masks
+        self.needs_regions = model.needs_regions
 
-    def __call__(self, images: Tensor, text: TextEmbeddings) -> Prediction:
+    def __call__(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> Prediction:
         """Segment as the method does."""
-        prediction: Prediction = self.model(images, text)
+        prediction: Prediction = self.model(images, text, *(regions or tiles(self.model, images)))
         return prediction
 
     def words(self, vocabulary: Vocabulary) -> Words:
@@ -147,6 +148,14 @@ class RandomText:
         device, count = self.model.clip.mean.device, len(vocabulary)
         vectors = functional.normalize(torch.randn(count, self.model.clip.embedding_dimension, device=device), dim=1)
         return Words(vocabulary, TextEmbeddings(vectors, torch.arange(count, device=device), count))
+
+
+def tiles(model: SegmentationModule, images: Tensor) -> tuple[Tensor, ...]:
+    """Give region maps of 4 x 4 tiles, the first of them uncovered, to a method that goes by regions."""
+    if not model.needs_regions:
+        return ()
+    rows, columns = (torch.arange(side, device=images.device) * 4 // side for side in images.shape[-2:])
+    return ((rows[:, None] * 4 + columns).expand(len(images), -1, -1),)
 
 
 @torch.no_grad()

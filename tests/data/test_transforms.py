@@ -155,3 +155,8 @@ def test_short_sides_are_drawn_from_a_list_and_padding_has_the_asked_grey():
         assert (cropped[labels == IGNORE] == 128).all()
         sides.add(int((labels[:, 0] != IGNORE).sum()))
     assert sides == {20, 80}
+
+
+def test_half_pixels_go_up() -> None:
+    image = np.zeros((4, 5, 3), np.uint8)
+    assert EvaluationTransform(short_side=2)(image).shape == (2, 3, 3)

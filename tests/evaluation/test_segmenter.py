@@ -19,6 +19,8 @@ SIZE = (4, 6)
 class Reader:
     """Reads classes off the red channel; knows the last two words of a vocabulary only, as a closed set would."""
 
+    needs_regions = False
+
     def __init__(self, predicts_masks: bool) -> None:
         self.predicts_masks = predicts_masks
 

@@ -40,7 +40,14 @@ class MultiScaleSum(Inference):
         self.flip = flip
         self.window_batch_size = window_batch_size
 
-    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
+    def labels(
+        self,
+        predict: Predict,
+        images: Tensor,
+        original_size: Size,
+        class_chunk_size: int = 32,
+        regions: Tensor | None = None,
+    ) -> Tensor:
         """See `labels`; image by image, images uint8 or 0..1."""
         return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 

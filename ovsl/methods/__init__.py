@@ -3,6 +3,7 @@
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.clip_dinoiser import CLIPDINOiser
 from ovsl.methods.clip_diy import CLIPDIY
+from ovsl.methods.cat_seg import CATSeg
 from ovsl.methods.clip_lightweight import CLIPLightweight
 from ovsl.methods.denseclip import DenseCLIP
 from ovsl.methods.fc_clip import FCCLIP
@@ -17,6 +18,7 @@ __all__ = [
     "FCCLIP",
     "SAN",
     "CLIPDINOiser",
+    "CATSeg",
     "CLIPLightweight",
     "DenseCLIP",
     "LSeg",

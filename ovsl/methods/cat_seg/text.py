@@ -1,0 +1,79 @@
+"""Text embeddings from a text tower that trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings
+from ovsl.vocabulary import Vocabulary
+
+
+class TrainedTextClassifier(TextClassifier):
+    """Embeds vocabularies with a text tower that may train.
+
+    With gradients the tower runs at every call. Without, embeddings are kept until a weight of the tower changes.
+
+    Args:
+        clip: The model whose text tower is used.
+        templates: Name of a template set.
+        synonyms: How the names of a class are merged, see `TextClassifier`.
+        recompute: Keep only the tokens of a chunk of prompts for the gradient and run the tower once more.
+    """
+
+    def __init__(
+        self, clip: FrozenCLIP, templates: str, synonyms: SynonymRule = "first", recompute: bool = False
+    ) -> None:
+        super().__init__(clip, templates, synonyms)
+        self.recompute = recompute
+        self._weights_of_cache: tuple[tuple[int, int], ...] = ()
+
+    def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Embed a vocabulary; see `TextClassifier`.
+
+        Raises:
+            InputError: The text tower cannot read some of the words.
+        """
+        trained = [p for n, p in self.clip.model.named_parameters() if p.requires_grad and not n.startswith("visual.")]
+        if trained and torch.is_grad_enabled():
+            names = self._names(vocabulary)
+            return self._average(self.encode(self.clip.tokenize(self.prompts(names))), names)
+        # Changes in place raise the version of a tensor, by an optimiser as by a checkpoint; new storage moves it.
+        weights = tuple((parameter.data_ptr(), parameter._version) for parameter in trained)
+        if weights != self._weights_of_cache:
+            self._cache.clear()
+            self._weights_of_cache = weights
+        return super().__call__(vocabulary)
+
+    def encode(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:
+        """Encode prompts with gradient.
+
+        Args:
+            tokens: int64 `(N, context_length)`.
+            chunk_size: Prompts that are recomputed together.
+
+        Returns:
+            `(N, D)`, not normalised.
+        """
+        # The tower is causal and read at the end token: nothing behind the longest prompt has an influence.
+        tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+        if not self.recompute:
+            return encode_tokens(self.clip.text, tokens)
+        chunks = [
+            checkpoint(encode_tokens, self.clip.text, chunk, use_reentrant=False) for chunk in tokens.split(chunk_size)
+        ]
+        return torch.cat(chunks)
+
+
+def encode_tokens(text_tower: Any, tokens: Tensor) -> Tensor:
+    """Run open_clip's text tower on prompts of any length: int64 `(N, L)` -> `(N, D)`, not normalised."""
+    length = tokens.shape[1]
+    sequence = text_tower.token_embedding(tokens) + text_tower.positional_embedding[:length]
+    sequence = text_tower.transformer(sequence, attn_mask=text_tower.attn_mask[:length, :length])
+    # The end token has the largest id.
+    ends = sequence[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
+    features, projection = text_tower.ln_final(ends), text_tower.text_projection
+    return projection(features) if isinstance(projection, torch.nn.Module) else features @ projection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ class SplitAttention(nn.Module):
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
-        for name, weight in zip(PROJECTIONS, attention.in_proj_weight.detach().chunk(3), strict=True):
-            self.register_parameter(name, nn.Parameter(weight.clone()))
+        query, key, value = attention.in_proj_weight.detach().chunk(3)
+        self.q_proj_weight = nn.Parameter(query.clone())
+        self.k_proj_weight = nn.Parameter(key.clone())
+        self.v_proj_weight = nn.Parameter(value.clone())
         self.in_proj_bias = attention.in_proj_bias
         self.out_proj = attention.out_proj
         self.num_heads = attention.num_heads
@@ -47,3 +50,15 @@ def split_attention(model: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.MultiheadAttention):
                 setattr(module, name, SplitAttention(child))
+
+
+def pack_attention(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Bring split projections of a state dict back to CLIP's packed ones; other names stay."""
+    packed = {}
+    for name, tensor in state_dict.items():
+        prefix, _, last = name.rpartition(".")
+        if last == PROJECTIONS[0]:
+            packed[f"{prefix}.in_proj_weight"] = torch.cat([state_dict[f"{prefix}.{part}"] for part in PROJECTIONS])
+        elif last not in PROJECTIONS:
+            packed[name] = tensor
+    return packed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,21 @@ class Chunks:
     def __call__(self, function: Callable[[Tensor], Tensor], maps: Tensor, size: int | None = None) -> Tensor:
         """Apply a function to chunks along the second dimension, `size` or `num_classes` of it at a time."""
         size = size or self.num_classes
-        if not torch.is_grad_enabled():
-            return torch.cat([function(chunk) for chunk in maps.split(size, dim=1)], dim=1)
-        if not self.recompute:
-            return function(maps)
-        chunks = [checkpoint(function, chunk, use_reentrant=False) for chunk in maps.split(size, dim=1)]
-        return torch.cat(chunks, dim=1)
+        chunks = maps.split(size, dim=1)
+        if torch.is_grad_enabled():
+            return torch.cat([recompute(function, chunk) for chunk in chunks], 1) if self.recompute else function(maps)
+        first = function(chunks[0])
+        found = first.new_empty(len(maps), maps.shape[1], *first.shape[2:])
+        found[:, :size] = first
+        for index, chunk in enumerate(chunks[1:], start=1):
+            found[:, index * size : (index + 1) * size] = function(chunk)
+        return found
+
+
+def recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """Call a function of which the gradient keeps the inputs alone; nothing in the network draws random numbers."""
+    found: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 class GuidedLinear(nn.Linear):
@@ -204,8 +213,9 @@ class ClassAttention(nn.Module):
             mixed = query @ (key.transpose(-1, -2) @ value) / weights
         else:
             mask = counts.log().expand(1, 1, len(counts), -1)
-            flat = [part.flatten(0, 1) for part in (query, key, value)]
-            mixed = functional.scaled_dot_product_attention(*flat, mask).unflatten(0, query.shape[:2])
+            mixed = functional.scaled_dot_product_attention(
+                query.flatten(0, 1), key.flatten(0, 1), value.flatten(0, 1), mask
+            ).unflatten(0, query.shape[:2])
         return mixed.transpose(2, 3).flatten(3)
 
 
@@ -278,7 +288,9 @@ class ClassAggregation(nn.Module):
             found = resample(
                 found, lambda planes: functional.interpolate(planes, size, mode="bilinear", align_corners=True)
             )
-        return maps + found
+        # In place: for many classes, maps are the largest tensors that there are.
+        found += maps
+        return found
 
 
 def resample(maps: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ class WindowsAndGlobalView(Inference):
         self.view_batch_size = view_batch_size
 
     def views(self, images: Tensor) -> Tensor:
-        """Images uint8, or 0..1, `(B, 3, H, W)` -> windows, row-major, then global views: `((windows + 1) * B, ...)`."""
+        """Images uint8, or 0..1, `(B, 3, H, W)` -> row-major windows, then global views, `((windows + 1) * B, ...)`."""
         images = _as_float(images)
         square = resize(images, (self.size, self.size))
         crops = [square[..., y1:y2, x1:x2] for y1, x1, y2, x2 in self.windows]

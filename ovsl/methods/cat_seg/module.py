@@ -86,8 +86,8 @@ class CATSeg(SegmentationModule):
         num_blocks = len(visual.transformer.resblocks)
         if not all(0 <= block < num_blocks for block in sizes.guidance_blocks):
             raise InputError(
-                f"sizes.guidance_blocks is {list(sizes.guidance_blocks)}, but the image tower of {self.clip.name!r} has "
-                f"blocks 0 to {num_blocks - 1}."
+                f"sizes.guidance_blocks is {list(sizes.guidance_blocks)}, but the image tower of {self.clip.name!r} "
+                f"has blocks 0 to {num_blocks - 1}."
             )
         self.text_classifier = TrainedTextClassifier(self.clip, templates, synonyms, checkpoint_activations)
         self.network = CATSegNetwork(
@@ -111,6 +111,11 @@ class CATSeg(SegmentationModule):
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Logits of independent classes; see `SegmentationModule.forward`."""
         return DensePrediction(text.per_class(self.run_network(images, text).logits.float()), "sigmoid")
+
+    def released_network(self, images: Tensor, text: TextEmbeddings) -> CATSegOutput:
+        """All views of the published evaluation, with guidance and padding repeated; see `SegmentationModule`."""
+        views = self.inference.views(images) if isinstance(self.inference, WindowsAndGlobalView) else images
+        return self.network(self.clip.visual, self.network_input(views), text.vectors, as_released=True)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Binary cross entropy of every pixel and class; see `SegmentationModule.losses`."""

@@ -12,11 +12,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ovsl.clip import vit
 from ovsl.layers.score_map import score_map
-from ovsl.methods.cat_seg.aggregation import AggregatorLayer, Chunks
+from ovsl.methods.cat_seg.aggregation import AggregatorLayer, Chunks, recompute
 from ovsl.methods.cat_seg.decoder import UpsamplingBlock
 
 NOT_SELECTED = -100.0
@@ -110,7 +109,11 @@ def run_class_residual_block(block: Any, tokens: Tensor, as_released: bool = Fal
 
 
 def encode_images(
-    visual: Any, images: Tensor, guidance_blocks: Sequence[int], recompute: bool = False, as_released: bool = False
+    visual: Any,
+    images: Tensor,
+    guidance_blocks: Sequence[int],
+    keep_inputs_only: bool = False,
+    as_released: bool = False,
 ) -> ImageFeatures:
     """Run CLIP's image tower with a last block that keeps every patch to itself.
 
@@ -118,15 +121,15 @@ def encode_images(
         visual: open_clip `VisionTransformer` with a class token.
         images: Normalised `(B, 3, H, W)`.
         guidance_blocks: Blocks whose outputs are kept, 0-based.
-        recompute: Keep only the inputs of blocks for the gradient.
+        keep_inputs_only: Keep only the inputs of blocks for the gradient.
         as_released: See `run_class_residual_block`.
     """
     tokens, grid = vit.embed_patches(visual, images)
     *blocks, last = visual.transformer.resblocks
     kept = {}
     for index, block in enumerate(blocks):
-        if recompute and torch.is_grad_enabled():
-            tokens = checkpoint(vit.run_block, block, tokens, use_reentrant=False)
+        if keep_inputs_only and torch.is_grad_enabled():
+            tokens = recompute(vit.run_block, block, tokens)
         else:
             tokens = vit.run_block(block, tokens)
         kept[index] = tokens
@@ -149,7 +152,7 @@ class CATSegNetwork(nn.Module):
         self,
         clip_width: int,
         embedding_dimension: int,
-        sizes: CATSegSizes = CATSegSizes(),  # noqa: B008 - frozen
+        sizes: CATSegSizes = CATSegSizes(),
         chunks: Chunks = Chunks(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
@@ -201,7 +204,8 @@ class CATSegNetwork(nn.Module):
         """
         features = encode_images(visual, images, self.sizes.guidance_blocks, self.chunks.recompute, as_released)
         costs = score_map(features.dense, text)
-        selected, chosen, text_rows = self.select(costs), costs, text.unsqueeze(0)
+        selected, chosen = self.select(costs), costs
+        text_rows = text.expand(len(images) if as_released else 1, -1, -1)
         if selected is not None:
             chosen = costs.gather(1, selected[:, :, None, None].expand(-1, -1, *costs.shape[2:]))
             text_rows = text[selected]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ovsl.clip.split_attention import PROJECTIONS, pack_attention
 from ovsl.errors import InputError
 from ovsl.methods.cat_seg.module import CATSeg
 from ovsl.methods.release import load_release, rename_by_rules
@@ -110,4 +111,8 @@ def convert(state_dict: Mapping[str, Tensor], module: CATSeg) -> None:
     Raises:
         InputError: Weights are missing, unexpected or of another shape, or the module's CLIP is another one.
     """
-    load_release(module, rename(state_dict), dict(module.named_parameters()), "model.clip, model.sizes and train_clip")
+    expected = dict(module.named_parameters())
+    found = rename(state_dict)
+    if not any(name.endswith(PROJECTIONS) for name in expected):
+        found = pack_attention(found)  # a CLIP of which neither queries nor values train on their own
+    load_release(module, found, expected, "model.clip, model.sizes and model.train_clip")

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings
+from ovsl.methods.cat_seg.aggregation import recompute
 from ovsl.vocabulary import Vocabulary
 
 
@@ -21,14 +21,14 @@ class TrainedTextClassifier(TextClassifier):
         clip: The model whose text tower is used.
         templates: Name of a template set.
         synonyms: How the names of a class are merged, see `TextClassifier`.
-        recompute: Keep only the tokens of a chunk of prompts for the gradient and run the tower once more.
+        keep_tokens_only: Keep only the tokens of a chunk of prompts for the gradient and run the tower once more.
     """
 
     def __init__(
-        self, clip: FrozenCLIP, templates: str, synonyms: SynonymRule = "first", recompute: bool = False
+        self, clip: FrozenCLIP, templates: str, synonyms: SynonymRule = "first", keep_tokens_only: bool = False
     ) -> None:
         super().__init__(clip, templates, synonyms)
-        self.recompute = recompute
+        self.keep_tokens_only = keep_tokens_only
         self._weights_of_cache: tuple[tuple[int, int], ...] = ()
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
@@ -60,12 +60,9 @@ class TrainedTextClassifier(TextClassifier):
         """
         # The tower is causal and read at the end token: nothing behind the longest prompt has an influence.
         tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
-        if not self.recompute:
+        if not self.keep_tokens_only:
             return encode_tokens(self.clip.text, tokens)
-        chunks = [
-            checkpoint(encode_tokens, self.clip.text, chunk, use_reentrant=False) for chunk in tokens.split(chunk_size)
-        ]
-        return torch.cat(chunks)
+        return torch.cat([recompute(encode_tokens, self.clip.text, chunk) for chunk in tokens.split(chunk_size)])
 
 
 def encode_tokens(text_tower: Any, tokens: Tensor) -> Tensor:

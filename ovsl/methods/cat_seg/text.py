@@ -29,7 +29,7 @@ class TrainedTextClassifier(TextClassifier):
     ) -> None:
         super().__init__(clip, templates, synonyms)
         self.keep_tokens_only = keep_tokens_only
-        self._weights_of_cache: tuple[tuple[int, int], ...] = ()
+        self._weights_of_cache: list[Tensor] = []
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """Embed a vocabulary; see `TextClassifier`.
@@ -41,11 +41,14 @@ class TrainedTextClassifier(TextClassifier):
         if trained and torch.is_grad_enabled():
             names = self._names(vocabulary)
             return self._average(self.encode(self.clip.tokenize(self.prompts(names))), names)
-        # Changes in place raise the version of a tensor, by an optimiser as by a checkpoint; new storage moves it.
-        weights = tuple((parameter.data_ptr(), parameter._version) for parameter in trained)
-        if weights != self._weights_of_cache:
+        # Compared by value: fused optimisers write to a tensor without raising its version.
+        same = len(trained) == len(self._weights_of_cache) and all(
+            own.device == kept.device and torch.equal(own, kept)
+            for own, kept in zip(trained, self._weights_of_cache, strict=True)
+        )
+        if not same:
             self._cache.clear()
-            self._weights_of_cache = weights
+            self._weights_of_cache = [parameter.detach().clone() for parameter in trained]
         return super().__call__(vocabulary)
 
     def encode(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:

@@ -85,7 +85,7 @@ class Segmenter:
         if self.words.positions is None:
             return scores
         everything = scores.new_full((len(scores), len(self.vocabulary), *scores.shape[2:]), float("-inf"))
-        return everything.index_copy(1, self.words.positions, scores)
+        return everything.index_reduce(1, self.words.positions, scores, "amax")
 
     def _predict(self, images: Tensor) -> Prediction:
         return self.method(images, self.words.text)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovsl.clip import TextEmbeddings, vit
+from ovsl.clip import CLIPSettings, TextEmbeddings, vit
 from ovsl.inference import Inference
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.cat_seg import CATSeg, CATSegSizes, official
 from ovsl.methods.cat_seg.inference import StretchedWholeImage, WindowsAndGlobalView
 from ovsl.methods.cat_seg.network import run_class_residual_block
@@ -21,18 +20,23 @@ from tests.golden.harness import Case
 INPUTS = [r"train\.(image|sem_seg)\.\d+", r"eval\.image"]
 NOT_COMPUTED: dict[str, str] = {}
 
-KNOWN_OPTIONS = {
+KNOWN_KEYS = {
     "": """method case weights_dtype config activation templates tokens text_synonyms pixel_mean pixel_std ignore_index
         loss parameter_groups trainable_without_gradient trainable_with_zero_gradient grad_norm_all_trainable parameters
         float64_difference smallest_gaps tolerance tensors""",
     "config": """clip_resolution guidance_layers clip aggregator train eval size_divisibility prompt_ensemble_type
         clip_finetune""",
     "config.clip": "embed_dim vision_cfg text_cfg",
+    "config.clip.vision_cfg": "layers width head_width patch_size image_size mlp_ratio",
+    "config.clip.text_cfg": "width heads layers context_length vocab_size",
     "config.aggregator": """text_guidance_proj_dim appearance_guidance_proj_dim decoder_dims decoder_guidance_dims
         decoder_guidance_proj_dims num_layers num_heads hidden_dim window_size attention_type pad_len
         feature_resolution""",
     "config.train": "crop image_sizes pooling_sizes class_names",
-    "config.eval": """image_size output_size kernel overlap out_res pooling_sizes num_foreground class_names""",
+    "config.eval": "image_size output_size kernel overlap out_res pooling_sizes num_foreground class_names",
+    "loss": "loss_sem_seg",
+    "parameter_groups": "groups",
+    "parameters": "total trainable state_dict_tensors",
 }
 TRAIN_CLIP = {
     "attention": ("attn.q_proj_weight", "attn.v_proj_weight"),
@@ -41,17 +45,18 @@ TRAIN_CLIP = {
 """Official modes of fine-tuning; with any other CLIP is frozen."""
 
 
-def check_options(meta: dict[str, Any]) -> None:
+def check_form(case: Case) -> None:
     """Stop at anything that the case asks for and that would otherwise be passed over."""
-    for section, known in KNOWN_OPTIONS.items():
-        options = meta
-        for key in filter(None, section.split(".")):
-            options = options[key]
-        unknown = {option for option in options if not option.endswith(("note", "notes"))} - set(known.split())
-        assert not unknown, f"unknown options in {section or 'meta.json'}: {sorted(unknown)}"
-    assert meta["config"]["prompt_ensemble_type"] == "single"
-    assert meta["config"]["clip_finetune"] != "prompt"
-    assert meta["activation"].startswith("CLIP: QuickGELU x*sigmoid(1.702x); Swin MLP: exact GELU; class MLP: ReLU.")
+    case.check_keys(KNOWN_KEYS)
+    config = case.meta["config"]
+    assert config["prompt_ensemble_type"] == "single"
+    assert config["clip_finetune"] != "prompt"
+    patch = config["clip"]["vision_cfg"]["patch_size"]
+    assert [side // patch for side in config["clip_resolution"]] == config["aggregator"]["feature_resolution"]
+    activation = case.meta["activation"]
+    assert activation.startswith("CLIP: QuickGELU x*sigmoid(1.702x); Swin MLP: exact GELU; class MLP: ReLU."), (
+        activation
+    )
 
 
 def build(case: Case) -> CATSeg:
@@ -84,15 +89,15 @@ def build(case: Case) -> CATSeg:
         train_clip=TRAIN_CLIP.get(config["clip_finetune"], ()),
         inference=WindowsAndGlobalView(out_res[0], config["eval"]["kernel"], config["eval"]["overlap"]),
     )
-    assert list(module.text_classifier.templates) == meta["templates"]
+    module.text_classifier.templates = tuple(meta["templates"])
     for buffer, recorded in ((module.clip.mean, "pixel_mean"), (module.clip.std, "pixel_std")):
-        torch.testing.assert_close(255 * buffer.flatten(), torch.tensor(meta[recorded]))
+        buffer.copy_(torch.tensor(meta[recorded]).view(3, 1, 1) / 255)
     official.convert(case.weights, module)
     return module
 
 
 def compute(case: Case) -> dict[str, Tensor]:
-    check_options(case.meta)
+    check_form(case)
     module = build(case)
     recorded = case.meta["parameters"]
     assert sum(p.numel() for p in module.parameters()) == recorded["total"]
@@ -105,7 +110,7 @@ def compute(case: Case) -> dict[str, Tensor]:
 
 
 def check_groups(module: CATSeg, recorded: dict[str, list[str]]) -> None:
-    optimizer = module.optimizer(list(module.parameter_groups()))
+    optimizer = module.optimizer(list(module.parameter_groups(2e-4)))
     settings = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
     ours = {name: settings[id(p)] for name, p in module.named_parameters() if p.requires_grad}
     theirs = {}
@@ -212,10 +217,10 @@ def train(module: CATSeg, case: Case) -> dict[str, Tensor]:
     assert case.meta["ignore_index"] == vocabulary.ignore_index
     images = module.network_input(batch["image"], module.size_divisor)
     with torch.no_grad():
-        text = module.training_text()
+        text = module.training_classes.text()
 
     def run() -> dict[str, Tensor]:
-        (loss,) = module.losses(batch).values()
+        (loss,) = module.losses(batch).weighted.values()
         loss.backward()
         return {"train.loss": loss.detach().view(1)}
 
@@ -247,7 +252,7 @@ def evaluate(module: CATSeg, case: Case) -> dict[str, Tensor]:
     text = module.text_classifier(vocabulary)
     image, size = case.io["eval.image"][None], tuple(options["output_size"])
     assert list(image.shape[2:]) == options["image_size"]
-    windows, whole = module.inference, StretchedWholeImage(module.size_divisor)
+    windows, whole = module.inference, StretchedWholeImage(module.size_divisor, module.clip.mean.flatten().tolist())
     assert isinstance(windows, WindowsAndGlobalView)
     modes: list[tuple[str, Inference, Tensor]] = [
         ("eval", windows, windows.views(image)),

@@ -11,16 +11,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ovsl.clip import TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.clip.split_attention import pack_attention
 from ovsl.clip.towers import build_network
 from ovsl.errors import InputError
 from ovsl.inference import WholeImage
 from ovsl.methods import CATSeg
-from ovsl.methods.base import CLIPSettings
 from ovsl.methods.cat_seg import CATSegSizes, official
 from ovsl.methods.cat_seg.inference import WindowsAndGlobalView
 from ovsl.methods.cat_seg.text import TrainedTextClassifier
+from ovsl.runs.record import saved_state
 from ovsl.tools.profile import count_multiply_adds
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import SHIPPED
@@ -66,9 +66,9 @@ def random_text(num_classes: int, dimension: int = 12) -> TextEmbeddings:
 
 
 def step(module: CATSeg, optimizer: torch.optim.Optimizer | None = None, seed: int = 0) -> None:
-    optimizer = optimizer or torch.optim.AdamW(list(module.parameter_groups()), lr=1e-2)
+    optimizer = optimizer or torch.optim.AdamW(list(module.parameter_groups(2e-4)), lr=1e-2)
     optimizer.zero_grad()
-    sum(module.losses(batch(seed)).values()).backward()  # type: ignore[union-attr]
+    sum(module.losses(batch(seed)).weighted.values()).backward()  # type: ignore[union-attr]
     optimizer.step()
 
 
@@ -84,7 +84,11 @@ def test_of_clip_exactly_queries_and_values_train_and_are_stored() -> None:
     changed = {name for name, tensor in module.clip.model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {name for name in before if trained.fullmatch(name)}
     assert len(changed) == 2 * (3 + 2)
-    stored = {name.removeprefix("clip.model.") for name in module.state_dict() if name.startswith("clip.")}
+    stored = {
+        name.removeprefix("clip.model.")
+        for name in saved_state(module, module.state_dict())
+        if name.startswith("clip.")
+    }
     assert stored == changed
 
 
@@ -101,7 +105,7 @@ def test_a_split_attention_computes_what_the_packed_one_did() -> None:
 
 def test_rates_and_decays_of_the_groups() -> None:
     module = build()
-    groups = {group["name"]: group for group in module.optimizer(list(module.parameter_groups())).param_groups}
+    groups = {group["name"]: group for group in module.optimizer(list(module.parameter_groups(2e-4))).param_groups}
     settings = {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()}
     assert settings == {"network": (2e-4, 1e-4), "norms": (2e-4, 0.0), "clip": (0.01 * 2e-4, 1e-4)}
     assert sum(len(group["params"]) for group in groups.values()) == sum(p.requires_grad for p in module.parameters())
@@ -109,13 +113,13 @@ def test_rates_and_decays_of_the_groups() -> None:
 
 def test_a_frozen_clip_and_one_that_trains_whole_are_rows_of_the_ablation() -> None:
     frozen = build(train_clip=())
-    assert not any(name.startswith("clip.") for name in frozen.state_dict())
-    assert [group["name"] for group in frozen.parameter_groups()] == ["network", "norms"]
-    text = frozen.training_text()
+    assert not any(name.startswith("clip.") for name in saved_state(frozen, frozen.state_dict()))
+    assert [group["name"] for group in frozen.parameter_groups(2e-4)] == ["network", "norms"]
+    text = frozen.training_classes.text()
     assert not text.vectors.requires_grad
-    assert frozen.training_text().vectors is text.vectors
+    assert frozen.training_classes.text().vectors is text.vectors
     images_only = build(train_clip=("visual.transformer",))
-    assert images_only.training_text().vectors is images_only.training_text().vectors
+    assert images_only.training_classes.text().vectors is images_only.training_classes.text().vectors
 
 
 def test_ignored_pixels_and_unseen_classes_are_negatives_of_every_fed_class() -> None:
@@ -123,8 +127,8 @@ def test_ignored_pixels_and_unseen_classes_are_negatives_of_every_fed_class() ->
     first = batch()
     hidden = {**first, "semantic": first["semantic"].masked_fill(first["semantic"] == 1, WORDS.ignore_index)}
     with torch.no_grad():
-        (loss,), (same,) = module.losses(first).values(), module.losses(hidden).values()
-        logits = module.run_network(first["image"], module.training_text()).logits
+        (loss,), (same,) = module.losses(first).weighted.values(), module.losses(hidden).weighted.values()
+        logits = module.run_network(first["image"], module.training_classes.text()).logits
     assert torch.equal(loss, same)
     positives = torch.stack([first["semantic"] == c for c in (0, 2, 3)], dim=1).float()
     logits = torch.nn.functional.interpolate(logits, (32, 32), mode="bilinear")
@@ -140,7 +144,7 @@ def test_ignored_pixels_and_unseen_classes_are_negatives_of_every_fed_class() ->
 def test_no_stale_text_after_an_optimiser_step(kind: str) -> None:
     module = build(clip_rate=1.0)
     options = {"foreach": kind == "foreach", "fused": kind == "fused"}
-    optimizer = torch.optim.AdamW(list(module.parameter_groups()), lr=1e-2, **options)
+    optimizer = torch.optim.AdamW(list(module.parameter_groups(2e-4)), lr=1e-2, **options)
     for seed in range(2):
         with torch.no_grad():
             before = module.text_classifier(WORDS)
@@ -159,7 +163,7 @@ def test_no_stale_text_after_a_checkpoint_was_loaded() -> None:
     step(trained)
     with torch.no_grad():
         before = module.text_classifier(WORDS).vectors
-        module.load_state_dict(trained.state_dict(), strict=False)
+        module.load_state_dict(saved_state(trained, trained.state_dict()), strict=False)
         after = module.text_classifier(WORDS).vectors
         assert torch.equal(after, trained.text_classifier(WORDS).vectors)
     assert not torch.equal(before, after)
@@ -242,7 +246,7 @@ def test_recomputed_activations_give_the_same_gradients(variant: dict[str, Any])
     gradients = []
     for options in ({}, {"checkpoint_activations": True, "class_chunk_size": 2}):
         module = build(replace(SIZES, **variant), **options).double()
-        (loss,) = module.losses(batch()).values()
+        (loss,) = module.losses(batch()).weighted.values()
         loss.backward()
         gradients.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip.towers import CLIP_MEAN
-from ovsl.inference import DensePrediction, Inference, SlidingWindow, average_windows, resize
+from ovsl.inference import DensePrediction, Inference, Size, SlidingWindow, average_windows, resize
 from ovsl.inference.semantic import Predict, running_argmax
 
 
@@ -40,24 +40,22 @@ class WindowsAndGlobalView(Inference):
         crops = [square[..., y1:y2, x1:x2] for y1, x1, y2, x2 in self.windows]
         return torch.cat([*crops, resize(images, (self.crop_size, self.crop_size))])
 
-    def labels(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
-    ) -> Tensor:
+    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
         """See `Inference.labels`; images uint8 or 0..1."""
         views = self._predict(predict, images)
         return running_argmax(
             lambda classes: self._average(views, original_size, classes), views.num_classes, class_chunk_size
         )
 
-    def scores(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Mean probabilities of all classes, `(B, C, H0, W0)`."""
-        return self._average(self._predict(predict, images), original_size)
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """See `Inference.scores`; mean probabilities."""
+        return self._average(self._predict(predict, images), original_size or (images.shape[-2], images.shape[-1]))
 
     def _predict(self, predict: Predict, images: Tensor) -> DensePrediction:
         predictions = [dense(predict(views)) for views in self.views(images).split(self.view_batch_size)]
         return replace(predictions[0], scores=torch.cat([prediction.scores for prediction in predictions]))
 
-    def _average(self, views: DensePrediction, original_size: tuple[int, int], classes: slice = slice(None)) -> Tensor:
+    def _average(self, views: DensePrediction, original_size: Size, classes: slice = slice(None)) -> Tensor:
         count = len(views.scores) // (len(self.windows) + 1)
         windows, whole = (replace(views, scores=scores) for scores in (views.scores[:-count], views.scores[-count:]))
         local = average_windows([windows], self.windows, (self.size, self.size), classes)
@@ -81,9 +79,7 @@ class StretchedWholeImage(Inference):
         self.size_divisor = size_divisor
         self.fill = tuple(fill)
 
-    def labels(
-        self, predict: Predict, images: Tensor, original_size: tuple[int, int], class_chunk_size: int = 32
-    ) -> Tensor:
+    def labels(self, predict: Predict, images: Tensor, original_size: Size, class_chunk_size: int = 32) -> Tensor:
         """See `Inference.labels`; images uint8 or 0..1."""
         prediction = dense(predict(self.pad(images)))
         return running_argmax(
@@ -92,9 +88,10 @@ class StretchedWholeImage(Inference):
             class_chunk_size,
         )
 
-    def scores(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Probabilities of all classes, `(B, C, H0, W0)`."""
-        return self._stretch(dense(predict(self.pad(images))), images, original_size)
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """See `Inference.scores`; probabilities."""
+        prediction = dense(predict(self.pad(images)))
+        return self._stretch(prediction, images, original_size or (images.shape[-2], images.shape[-1]))
 
     def pad(self, images: Tensor) -> Tensor:
         """Images uint8, or 0..1, `(B, 3, H, W)` -> padded, 0..1."""
@@ -104,7 +101,7 @@ class StretchedWholeImage(Inference):
         return functional.pad(_as_float(images) - fill, missing) + fill
 
     def _stretch(
-        self, prediction: DensePrediction, images: Tensor, original_size: tuple[int, int], classes: slice = slice(None)
+        self, prediction: DensePrediction, images: Tensor, original_size: Size, classes: slice = slice(None)
     ) -> Tensor:
         height, width = images.shape[-2:]
         scores = prediction.semantic_scores((prediction.scores.shape[2], prediction.scores.shape[3]), classes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import SynonymRule, TextEmbeddings
+from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
+from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, resize
 from ovsl.layers import pad_to_multiple
-from ovsl.methods.base import Batch, CLIPSettings, SegmentationModule
+from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
 from ovsl.methods.cat_seg.aggregation import Chunks
 from ovsl.methods.cat_seg.inference import WindowsAndGlobalView
 from ovsl.methods.cat_seg.network import CATSegNetwork, CATSegOutput, CATSegSizes
 from ovsl.methods.cat_seg.text import TrainedTextClassifier
 from ovsl.methods.schedules import CosineSchedule, Schedule
+from ovsl.vocabulary import Vocabulary, load_class_names
 
 
 class CATSeg(SegmentationModule):
@@ -39,6 +43,9 @@ class CATSeg(SegmentationModule):
         sizes: Sizes of the network.
         templates: Prompt template set.
         synonyms: How the names of a class are merged.
+        class_names: For some vocabularies, by their names, what is shown to CLIP in place of class names: the name of
+            a shipped set, or class -> name. Where a class has a list of names, each is a class of its own until
+            labels are found. All others show what stands before the first comma of a name.
         clip_rate: Factor of the learning rate of what trains of CLIP.
         class_chunk_size: Class maps that are worked on at a time in inference, and in training with
             `checkpoint_activations`.
@@ -58,6 +65,7 @@ class CATSeg(SegmentationModule):
         sizes: CATSegSizes = CATSegSizes(),  # noqa: B008 - frozen
         templates: str = "cat_seg",
         synonyms: SynonymRule = "first",
+        class_names: dict[str, Any] | None = None,
         clip_rate: float = 0.01,
         class_chunk_size: int = 32,
         checkpoint_activations: bool = False,
@@ -89,13 +97,14 @@ class CATSeg(SegmentationModule):
                 f"sizes.guidance_blocks is {list(sizes.guidance_blocks)}, but the image tower of {self.clip.name!r} "
                 f"has blocks 0 to {num_blocks - 1}."
             )
-        self.text_classifier = TrainedTextClassifier(self.clip, templates, synonyms, checkpoint_activations)
         self.network = CATSegNetwork(
             visual.conv1.out_channels,
             self.clip.embedding_dimension,
             sizes,
             Chunks(class_chunk_size, checkpoint_activations),
         )
+        self.class_names = {name: load_class_names(names) for name, names in (class_names or {}).items()}
+        self.checkpoint_activations = checkpoint_activations
         self.clip_rate = clip_rate
         self.size_divisor = size_divisor
 
@@ -117,21 +126,34 @@ class CATSeg(SegmentationModule):
         views = self.inference.views(images) if isinstance(self.inference, WindowsAndGlobalView) else images
         return self.network(self.clip.visual, self.network_input(views), text.vectors, as_released=True)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def text_encoder(self) -> TrainedTextClassifier:
+        """Embed with the text tower as it is at that moment; see `SegmentationModule.text_encoder`."""
+        return TrainedTextClassifier(
+            self.clip, self.templates, self.synonyms, self.class_names, self.checkpoint_activations
+        )
+
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Ask every name of a list in `class_names` as a class of its own; see `SegmentationModule.words`."""
+        words = super().words(vocabulary)
+        text = words.text
+        if self.synonyms == "max" or len(text.vectors) == text.num_classes:
+            return words
+        rows = torch.arange(len(text.vectors), device=text.vectors.device)
+        return replace(words, text=TextEmbeddings(text.vectors, rows, len(rows)), positions=text.class_index)
+
+    def losses(self, batch: TrainingBatch) -> Losses:
         """Binary cross entropy of every pixel and class; see `SegmentationModule.losses`."""
-        text = self.training_text()
+        text = self.training_classes.text()
         logits = text.per_class(self.run_network(batch["image"], text, self.size_divisor).logits.float())
-        labels = self.training_targets(batch["semantic"])
+        labels = self.training_classes.targets(batch["semantic"])
         logits = resize(logits, (labels.shape[1], labels.shape[2]))
         # Ignored labels are none of the classes: a negative of each.
         classes = torch.arange(logits.shape[1], device=labels.device)
         targets = (labels.unsqueeze(1) == classes.view(-1, 1, 1)).to(logits.dtype)
-        return {"binary_cross_entropy": functional.binary_cross_entropy_with_logits(logits, targets)}
+        return Losses({"binary_cross_entropy": functional.binary_cross_entropy_with_logits(logits, targets)})
 
-    def parameter_groups(self, base_rate: float | None = None) -> Iterable[dict[str, Any]]:
+    def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Published groups: CLIP at a hundredth of the rate, norms without decay; biases and padding do decay."""
-        if base_rate is None:
-            base_rate = float(self.optimizer([torch.zeros(1)]).param_groups[0]["lr"])
         norms = [m for m in self.network.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)]
         free = {id(parameter) for norm in norms for parameter in norm.parameters()}
         network = [parameter for parameter in self.network.parameters() if parameter.requires_grad]

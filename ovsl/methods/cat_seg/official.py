@@ -10,17 +10,17 @@ from torch import Tensor
 from ovsl.clip.split_attention import PROJECTIONS, pack_attention
 from ovsl.errors import InputError
 from ovsl.methods.cat_seg.module import CATSeg
-from ovsl.methods.release import load_release, rename_by_rules
+from ovsl.methods.release import fillable, load_release, rename_by_rules
 
 _PREDICTOR = r"sem_seg_head\.predictor\."
 _TRANSFORMER = _PREDICTOR + r"transformer\."
 _LAYER = _TRANSFORMER + r"layers\.(\d+)\."
 _BLOCK = _LAYER + r"swin_block\.block_(\d)\."
-_SPATIAL = r"network.layers.\1.spatial.blocks.<\2>."
+_SPATIAL = r"network.layers.\1.spatial.blocks.{\2-1}."
 
-# Official pattern on the left, ours on the right; the first that matches names the tensor. `<n>` counts from one.
+# Official pattern on the left, ours on the right; the first that matches names the tensor.
 NAMES = (
-    (r"upsample(\d)\.(.*)", r"network.upsample.<\1>.\2"),
+    (r"upsample(\d)\.(.*)", r"network.upsample.{\1-1}.\2"),
     (_PREDICTOR + r"clip_model\.(.*)", r"clip.model.\1"),
     (_TRANSFORMER + r"conv1\.(.*)", r"network.cost_embedding.\1"),
     (_TRANSFORMER + r"guidance_projection\.0\.(.*)", r"network.appearance_projection.\1"),
@@ -39,11 +39,11 @@ NAMES = (
     (_LAYER + r"attention\.attention\.v\.(.*)", r"network.layers.\1.classes.attention.value.\2"),
     (_LAYER + r"attention\.MLP\.(.*)", r"network.layers.\1.classes.mlp.\2"),
     (_LAYER + r"attention\.(norm\d\..*|padding_\w+)", r"network.layers.\1.classes.\2"),
-    (_TRANSFORMER + r"decoder(\d)\.up\.(.*)", r"network.decoder.<\1>.up.\2"),
-    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.0\.(.*)", r"network.decoder.<\1>.conv1.\2"),
-    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.1\.(.*)", r"network.decoder.<\1>.norm1.\2"),
-    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.3\.(.*)", r"network.decoder.<\1>.conv2.\2"),
-    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.4\.(.*)", r"network.decoder.<\1>.norm2.\2"),
+    (_TRANSFORMER + r"decoder(\d)\.up\.(.*)", r"network.decoder.{\1-1}.up.\2"),
+    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.0\.(.*)", r"network.decoder.{\1-1}.conv1.\2"),
+    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.1\.(.*)", r"network.decoder.{\1-1}.norm1.\2"),
+    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.3\.(.*)", r"network.decoder.{\1-1}.conv2.\2"),
+    (_TRANSFORMER + r"decoder(\d)\.conv\.double_conv\.4\.(.*)", r"network.decoder.{\1-1}.norm2.\2"),
     (_TRANSFORMER + r"head\.(.*)", r"network.head.\1"),
 )
 
@@ -71,11 +71,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         InputError: A name that no rule knows.
     """
-    return rename_by_rules("CAT-Seg", state_dict, NAMES, DROPPED, adjust=_count_from_zero)
-
-
-def _count_from_zero(name: str) -> str:
-    return name.replace("<1>", "0").replace("<2>", "1")
+    return rename_by_rules("CAT-Seg", state_dict, NAMES, DROPPED)
 
 
 def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -111,7 +107,7 @@ def convert(state_dict: Mapping[str, Tensor], module: CATSeg) -> None:
     Raises:
         InputError: Weights are missing, unexpected or of another shape, or the module's CLIP is another one.
     """
-    expected = dict(module.named_parameters())
+    expected = fillable(module)
     found = rename(state_dict)
     if not any(name.endswith(PROJECTIONS) for name in expected):
         found = pack_attention(found)  # a CLIP of which neither queries nor values train on their own

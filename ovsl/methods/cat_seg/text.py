@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,13 +22,20 @@ class TrainedTextClassifier(TextClassifier):
         clip: The model whose text tower is used.
         templates: Name of a template set.
         synonyms: How the names of a class are merged, see `TextClassifier`.
+        class_names: For vocabularies, by their names: class -> name, or names that are embedded one by one.
         keep_tokens_only: Keep only the tokens of a chunk of prompts for the gradient and run the tower once more.
     """
 
     def __init__(
-        self, clip: FrozenCLIP, templates: str, synonyms: SynonymRule = "first", keep_tokens_only: bool = False
+        self,
+        clip: FrozenCLIP,
+        templates: str,
+        synonyms: SynonymRule = "first",
+        class_names: Mapping[str, Mapping[str, str | Sequence[str]]] | None = None,
+        keep_tokens_only: bool = False,
     ) -> None:
         super().__init__(clip, templates, synonyms)
+        self.class_names = class_names or {}
         self.keep_tokens_only = keep_tokens_only
         self._weights_of_cache: list[Tensor] = []
 
@@ -50,6 +58,14 @@ class TrainedTextClassifier(TextClassifier):
             self._cache.clear()
             self._weights_of_cache = [parameter.detach().clone() for parameter in trained]
         return super().__call__(vocabulary)
+
+    def _names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        if self.synonyms != "first":
+            return super()._names(vocabulary)
+        # What stands behind the first comma of a name is left out, as published.
+        known = self.class_names.get(vocabulary.name, {})
+        shown = [known.get(name, name.split(", ")[0]) for name in vocabulary.classes]
+        return tuple((names,) if isinstance(names, str) else tuple(names) for names in shown)
 
     def encode(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:
         """Encode prompts with gradient.

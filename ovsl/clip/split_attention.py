@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ovsl.clip.vit import attend
+from ovsl.layers.attention import attend
 
 PROJECTIONS = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -41,7 +42,8 @@ class SplitAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """Attend as `nn.MultiheadAttention` does, where query, key and value are one tensor `(B, N, width)`."""
-        return attend(self, query, attn_mask), None
+        query, key, value = functional.linear(query, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=2)
+        return self.out_proj(attend(query, key, value, self.num_heads, attn_mask)), None
 
 
 def split_attention(model: nn.Module) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ovsl.clip import CLIPSettings, TextEmbeddings, vit
+from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.clip.image_tower import run_block
 from ovsl.inference import Inference
 from ovsl.methods.cat_seg import CATSeg, CATSegSizes, official
 from ovsl.methods.cat_seg.inference import StretchedWholeImage, WindowsAndGlobalView
@@ -165,16 +166,15 @@ def observe(prefix: str, module: CATSeg, images: Tensor, text: TextEmbeddings, r
             found = found.permute(0, 4, 1, 2, 3)
         out[f"{prefix}.{name}"] = found
 
-    visual = module.clip.visual
-    tokens, grid = vit.embed_patches(visual, images)
+    tokens, grid = module.tower.stem(images)
     out |= {f"{prefix}.clip_input": images, f"{prefix}.clip.ln_pre": tokens}
-    blocks, features = visual.transformer.resblocks, []
+    blocks, features = module.tower.blocks, []
     for index, block in enumerate(blocks):
         is_last = index == len(blocks) - 1
-        tokens = run_class_residual_block(block, tokens) if is_last else vit.run_block(block, tokens)
+        tokens = run_class_residual_block(block, tokens) if is_last else run_block(block, tokens)
         out[f"{prefix}.clip.block.{index}"] = tokens
         features.append(tokens[:, 1:].transpose(1, 2).unflatten(2, grid))
-    dense = visual.ln_post(tokens) @ visual.proj
+    dense = module.tower.project(tokens)
     out |= {f"{prefix}.clip.dense": dense, f"{prefix}.correlation": output.costs[:, None]}
     dense = dense[:, 1:].transpose(1, 2).unflatten(2, grid)
     guiding = [features[index] for index in network.sizes.guidance_blocks]

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.clip import CLIPSettings, TextEmbeddings, build_network
 from ovsl.clip.split_attention import pack_attention
-from ovsl.clip.towers import build_network
 from ovsl.errors import InputError
 from ovsl.inference import WholeImage
 from ovsl.methods import CATSeg
@@ -22,7 +21,7 @@ from ovsl.methods.cat_seg.inference import WindowsAndGlobalView
 from ovsl.methods.cat_seg.text import TrainedTextClassifier
 from ovsl.runs.record import saved_state
 from ovsl.tools.profile import count_multiply_adds
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, load_class_names
 from tests.golden.harness import SHIPPED
 
 CLIP: dict[str, Any] = {
@@ -209,6 +208,40 @@ def test_synonyms_compete_after_the_aggregation() -> None:
     torch.testing.assert_close(scores, torch.stack([rows[:, :2].amax(1), rows[:, 2]], dim=1))
 
 
+def test_names_are_shown_up_to_their_first_comma_or_as_the_release_has_them() -> None:
+    classifier = build(class_names={"ade20k_150": "cat_seg_ade20k"}).text_classifier
+    prompts = classifier.prompts(classifier._names(Vocabulary.load("ade20k_150")))  # type: ignore[attr-defined]
+    assert prompts[6] == "A photo of a road in the scene"
+    assert prompts[8] == "A photo of a windowpane in the scene"
+    other = classifier._names(Vocabulary.load("pascal_context_59"))  # type: ignore[attr-defined]
+    assert ("window",) in other
+
+
+def test_every_shipped_set_of_names_fits_its_vocabulary() -> None:
+    sets = {"ade20k_150": "cat_seg_ade20k", "pascal_context_459": "cat_seg_pascal_context_459",
+            "pascal_voc_21": "cat_seg_pascal_voc_21"}  # fmt: skip
+    for name, shown in sets.items():
+        assert load_class_names(shown).keys() <= set(Vocabulary.load(name).classes)
+    assert len(load_class_names("cat_seg_pascal_context_459")) == 94
+
+
+def test_background_is_whatever_is_one_of_the_other_names() -> None:
+    """Each name is a class of its own in the network; labels are joined after the arg-max."""
+    module = build(class_names={"pascal_voc_21": "cat_seg_pascal_voc_21"}).eval()
+    images = batch()["image"]
+    with torch.no_grad():
+        segmenter = module.segmenter(Vocabulary.load("pascal_voc_21"))
+        segmenter.inference = WholeImage()
+        words = segmenter.words
+        assert len(words.text.vectors) == words.text.num_classes == 39 + 20
+        labels = [found.labels for found in segmenter(list(images), [(32, 32)] * 2)]
+        scores = module(images, words.text).semantic_scores((32, 32))
+        joined = segmenter.scores(images)
+    expected = torch.where(scores.argmax(1) < 39, 0, scores.argmax(1) - 38)
+    assert torch.equal(torch.stack(labels), expected)
+    torch.testing.assert_close(joined, torch.cat([scores[:, :39].amax(1, keepdim=True), scores[:, 39:]], dim=1))
+
+
 # Forms with one result -----------------------------------------------------------------------------------------------
 
 VARIANTS: list[dict[str, Any]] = [
@@ -236,7 +269,7 @@ def test_chunks_and_broadcasting_change_nothing(variant: dict[str, Any], num_cla
         module = build(replace(SIZES, **variant), class_chunk_size=chunk).eval().double()
         images = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         with torch.no_grad():
-            found.append(module.network(module.clip.visual, images, text, as_released=as_released).logits)
+            found.append(module.network(module.tower, images, text, as_released=as_released).logits)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], atol=1e-9, rtol=1e-9)
 
@@ -258,7 +291,8 @@ def test_the_order_of_the_classes_does_not_matter() -> None:
     module, text = build(replace(SIZES, max_classes=4)).eval(), random_text(6)
     order = [3, 1, 5, 0, 2, 4]
     with torch.no_grad():
-        plain, permuted = (module(batch()["image"], t).scores for t in (text, text.select(order)))
+        plain = module(batch()["image"], text).scores
+        permuted = module(batch()["image"], replace(text, vectors=text.vectors[order])).scores
     torch.testing.assert_close(permuted, plain[:, order])
     assert (plain == -100).all(dim=(2, 3)).sum(dim=1).tolist() == [2, 2]
 
@@ -293,7 +327,7 @@ def test_a_plain_whole_image_is_an_inference_like_any_other() -> None:
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(InputError, match="guidance_blocks"):
         build(replace(SIZES, guidance_blocks=(0, 3)))
-    with pytest.raises(InputError, match="class token"):
+    with pytest.raises(InputError, match="vision transformer"):
         CATSeg(clip=CLIPSettings("toy_convnext"))
     with pytest.raises(InputError, match="window_size"):
         step(build(replace(SIZES, window_size=3)))
@@ -323,13 +357,13 @@ def test_published_sizes(name: str, total: int, trainable: int, tensors: int, gi
             )
             released = count_multiply_adds(lambda text=text: module.released_network(image, text), False)
             views = module.network_input(module.inference.views(image))  # type: ignore[attr-defined]
-            ours = count_multiply_adds(lambda t=text, v=views: module.network(module.clip.visual, v, t.vectors), False)
+            ours = count_multiply_adds(lambda t=text, v=views: module.network(module.tower, v, t.vectors), False)
             assert ours < 0.9 * released
             counts[num_classes] = round(released / 1e9, 1)
         module.train()
         images = torch.empty(1, 3, *PUBLISHED[name].input_size)
         counts["train"] = round(
-            count_multiply_adds(lambda: module.network(module.clip.visual, images, text.vectors, True), False) / 1e9, 1
+            count_multiply_adds(lambda: module.network(module.tower, images, text.vectors, True), False) / 1e9, 1
         )
     assert counts == giga
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from open_clip import OPENAI_DATASET_MEAN
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip.towers import CLIP_MEAN
 from ovsl.inference import DensePrediction, Inference, Size, SlidingWindow, average_windows, resize
 from ovsl.inference.semantic import Predict, running_argmax
 
@@ -75,7 +75,7 @@ class StretchedWholeImage(Inference):
         fill: Colour of the padding, 0..1; the mean of CLIP's normalisation is zero for the network.
     """
 
-    def __init__(self, size_divisor: int = 32, fill: Sequence[float] = CLIP_MEAN) -> None:
+    def __init__(self, size_divisor: int = 32, fill: Sequence[float] = OPENAI_DATASET_MEAN) -> None:
         self.size_divisor = size_divisor
         self.fill = tuple(fill)
 

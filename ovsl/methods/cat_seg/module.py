@@ -11,7 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import SynonymRule, TextEmbeddings
+from ovsl.clip import SynonymRule, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
@@ -61,8 +61,8 @@ class CATSeg(SegmentationModule):
 
     def __init__(
         self,
-        clip: CLIPSettings = CLIPSettings(),  # noqa: B008 - never mutated
-        sizes: CATSegSizes = CATSegSizes(),  # noqa: B008 - frozen
+        clip: CLIPSettings = CLIPSettings(),
+        sizes: CATSegSizes = CATSegSizes(),
         templates: str = "cat_seg",
         synonyms: SynonymRule = "first",
         class_names: dict[str, Any] | None = None,
@@ -71,9 +71,9 @@ class CATSeg(SegmentationModule):
         checkpoint_activations: bool = False,
         size_divisor: int = 32,
         train_clip: tuple[str, ...] = ("attn.q_proj_weight", "attn.v_proj_weight"),
-        inference: Inference = WindowsAndGlobalView(),  # noqa: B008 - never mutated
+        inference: Inference = WindowsAndGlobalView(),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=2e-4, weight_decay=1e-4),
-        schedule: Schedule = CosineSchedule(),  # noqa: B008 - never mutated
+        schedule: Schedule = CosineSchedule(),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -86,19 +86,14 @@ class CATSeg(SegmentationModule):
             schedule=schedule,
             **kwargs,
         )
-        visual = self.clip.visual
-        if not hasattr(visual, "class_embedding"):
-            raise InputError(
-                f"CAT-Seg needs a CLIP with a vision transformer and a class token; {self.clip.name!r} has none."
-            )
-        num_blocks = len(visual.transformer.resblocks)
-        if not all(0 <= block < num_blocks for block in sizes.guidance_blocks):
+        self.tower = self.clip.require_tower(ViTTower, "CAT-Seg")
+        if not all(0 <= block < self.tower.num_layers for block in sizes.guidance_blocks):
             raise InputError(
                 f"sizes.guidance_blocks is {list(sizes.guidance_blocks)}, but the image tower of {self.clip.name!r} "
-                f"has blocks 0 to {num_blocks - 1}."
+                f"has blocks 0 to {self.tower.num_layers - 1}."
             )
         self.network = CATSegNetwork(
-            visual.conv1.out_channels,
+            self.tower.width,
             self.clip.embedding_dimension,
             sizes,
             Chunks(class_chunk_size, checkpoint_activations),
@@ -115,7 +110,7 @@ class CATSeg(SegmentationModule):
 
     def run_network(self, images: Tensor, text: TextEmbeddings, size_divisor: int = 1) -> CATSegOutput:
         """Logits of every row of the text, for images uint8 `(B, 3, H, W)`."""
-        return self.network(self.clip.visual, self.network_input(images, size_divisor), text.vectors)
+        return self.network(self.tower, self.network_input(images, size_divisor), text.vectors)
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Logits of independent classes; see `SegmentationModule.forward`."""
@@ -124,7 +119,7 @@ class CATSeg(SegmentationModule):
     def released_network(self, images: Tensor, text: TextEmbeddings) -> CATSegOutput:
         """All views of the published evaluation, with guidance and padding repeated; see `SegmentationModule`."""
         views = self.inference.views(images) if isinstance(self.inference, WindowsAndGlobalView) else images
-        return self.network(self.clip.visual, self.network_input(views), text.vectors, as_released=True)
+        return self.network(self.tower, self.network_input(views), text.vectors, as_released=True)
 
     def text_encoder(self) -> TrainedTextClassifier:
         """Embed with the text tower as it is at that moment; see `SegmentationModule.text_encoder`."""

@@ -1,19 +1,20 @@
 """The network of CAT-Seg: costs of dense CLIP features and texts, aggregated and upsampled.
 
-The CLIP vision transformer is handed in at every call and never registered here.
+CLIP's image tower is handed in at every call and never registered here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import vit
+from ovsl.clip.image_tower import ViTTower, run_block
 from ovsl.layers.score_map import score_map
 from ovsl.methods.cat_seg.aggregation import AggregatorLayer, Chunks, recompute
 from ovsl.methods.cat_seg.decoder import UpsamplingBlock
@@ -87,7 +88,7 @@ class CATSegOutput(NamedTuple):
     selected: Tensor | None
 
 
-def run_class_residual_block(block: Any, tokens: Tensor, as_released: bool = False) -> Tensor:
+def run_class_residual_block(block: ResidualAttentionBlock, tokens: Tensor, as_released: bool = False) -> Tensor:
     """One CLIP block without attention: every token's value is added to the class token of the input.
 
     Args:
@@ -109,7 +110,7 @@ def run_class_residual_block(block: Any, tokens: Tensor, as_released: bool = Fal
 
 
 def encode_images(
-    visual: Any,
+    tower: ViTTower,
     images: Tensor,
     guidance_blocks: Sequence[int],
     keep_inputs_only: bool = False,
@@ -118,31 +119,31 @@ def encode_images(
     """Run CLIP's image tower with a last block that keeps every patch to itself.
 
     Args:
-        visual: open_clip `VisionTransformer` with a class token.
+        tower: The image tower.
         images: Normalised `(B, 3, H, W)`.
         guidance_blocks: Blocks whose outputs are kept, 0-based.
         keep_inputs_only: Keep only the inputs of blocks for the gradient.
         as_released: See `run_class_residual_block`.
     """
-    tokens, grid = vit.embed_patches(visual, images)
-    *blocks, last = visual.transformer.resblocks
+    tokens, grid = tower.stem(images)
+    *blocks, last = tower.blocks
     kept = {}
     for index, block in enumerate(blocks):
         if keep_inputs_only and torch.is_grad_enabled():
-            tokens = recompute(vit.run_block, block, tokens)
+            tokens = recompute(run_block, block, tokens)
         else:
-            tokens = vit.run_block(block, tokens)
+            tokens = run_block(block, tokens)
         kept[index] = tokens
     kept[len(blocks)] = tokens = run_class_residual_block(last, tokens, as_released)
     guidance = [kept[index][:, 1:].transpose(1, 2).unflatten(2, grid) for index in guidance_blocks]
-    return ImageFeatures(vit.project_patches(visual, tokens, grid), guidance)
+    return ImageFeatures(tower.project_patches(tokens, grid), guidance)
 
 
 class CATSegNetwork(nn.Module):
     """Cost aggregation and its decoder.
 
     Args:
-        clip_width: Channels of CLIP's vision transformer.
+        clip_width: Width of CLIP's image tower.
         embedding_dimension: Size D of the joint image-text space.
         sizes: Sizes of everything else.
         chunks: How many classes are worked on at a time.
@@ -152,8 +153,8 @@ class CATSegNetwork(nn.Module):
         self,
         clip_width: int,
         embedding_dimension: int,
-        sizes: CATSegSizes = CATSegSizes(),
-        chunks: Chunks = Chunks(),  # noqa: B008 - frozen
+        sizes: CATSegSizes,
+        chunks: Chunks,
     ) -> None:
         super().__init__()
         self.sizes = sizes
@@ -192,17 +193,17 @@ class CATSegNetwork(nn.Module):
         )
         self.head = nn.Conv2d(sizes.decoder_widths[-1], 1, 3, padding=1)
 
-    def forward(self, visual: Any, images: Tensor, text: Tensor, as_released: bool = False) -> CATSegOutput:
+    def forward(self, tower: ViTTower, images: Tensor, text: Tensor, as_released: bool = False) -> CATSegOutput:
         """Segment images with the classes of a text.
 
         Args:
-            visual: CLIP's vision transformer.
+            tower: CLIP's image tower.
             images: Normalised `(B, 3, H, W)` of `sizes.input_size`.
             text: Unit text embeddings `(T, D)`.
             as_released: Repeat guidance and padding as the released code does, for its multiply-adds; the result is
                 the same.
         """
-        features = encode_images(visual, images, self.sizes.guidance_blocks, self.chunks.recompute, as_released)
+        features = encode_images(tower, images, self.sizes.guidance_blocks, self.chunks.recompute, as_released)
         costs = score_map(features.dense, text)
         selected, chosen = self.select(costs), costs
         text_rows = text.expand(len(images) if as_released else 1, -1, -1)

@@ -129,7 +129,8 @@ class CATSeg(SegmentationModule):
 
     def words(self, vocabulary: Vocabulary) -> Words:
         """Ask every name of a list in `class_names` as a class of its own; see `SegmentationModule.words`."""
-        words = super().words(vocabulary)
+        with torch.no_grad():
+            words = super().words(vocabulary)
         text = words.text
         if self.synonyms == "max" or len(text.vectors) == text.num_classes:
             return words

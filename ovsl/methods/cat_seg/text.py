@@ -67,18 +67,13 @@ class TrainedTextClassifier(TextClassifier):
         shown = [known.get(name, name.split(", ")[0]) for name in vocabulary.classes]
         return tuple((names,) if isinstance(names, str) else tuple(names) for names in shown)
 
-    def encode(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:
-        """Encode prompts with gradient.
-
-        Args:
-            tokens: int64 `(N, context_length)`.
-            chunk_size: Prompts that are recomputed together.
-
-        Returns:
-            `(N, D)`, not normalised.
-        """
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Encode prompts with gradient: int64 `(N, context_length)` -> `(N, D)`, not normalised."""
         # The tower is causal and read at the end token: nothing behind the longest prompt has an influence.
-        tokens = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+        return self.run_tower(tokens[:, : int(tokens.argmax(dim=1).max()) + 1])
+
+    def run_tower(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:
+        """Encode prompts of any length, of which `chunk_size` are recomputed together: int64 `(N, L)` -> `(N, D)`."""
         if not self.keep_tokens_only:
             return encode_tokens(self.clip.text, tokens)
         return torch.cat([recompute(encode_tokens, self.clip.text, chunk) for chunk in tokens.split(chunk_size)])

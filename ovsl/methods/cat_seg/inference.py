@@ -21,22 +21,24 @@ class WindowsAndGlobalView(Inference):
     aspect ratio is not kept. The global view comes from the image itself and not from its square copy.
 
     Args:
-        size: Side of the square copy.
+        image_size: Side of the square copy.
         crop_size: Side of the windows and of the global view.
         overlap: Share of a window that the next one repeats.
         view_batch_size: Views that go through the network together.
     """
 
-    def __init__(self, size: int = 640, crop_size: int = 384, overlap: float = 0.333, view_batch_size: int = 5) -> None:
-        self.size = size
+    def __init__(
+        self, image_size: int = 640, crop_size: int = 384, overlap: float = 0.333, view_batch_size: int = 5
+    ) -> None:
+        self.image_size = image_size
         self.crop_size = crop_size
-        self.windows = SlidingWindow(crop_size, int(crop_size * (1 - overlap))).windows(size, size)
+        self.windows = SlidingWindow(crop_size, int(crop_size * (1 - overlap))).windows(image_size, image_size)
         self.view_batch_size = view_batch_size
 
     def views(self, images: Tensor) -> Tensor:
         """Images uint8, or 0..1, `(B, 3, H, W)` -> row-major windows, then global views, `((windows + 1) * B, ...)`."""
         images = _as_float(images)
-        square = resize(images, (self.size, self.size))
+        square = resize(images, (self.image_size, self.image_size))
         crops = [square[..., y1:y2, x1:x2] for y1, x1, y2, x2 in self.windows]
         return torch.cat([*crops, resize(images, (self.crop_size, self.crop_size))])
 
@@ -58,8 +60,10 @@ class WindowsAndGlobalView(Inference):
     def _average(self, views: DensePrediction, original_size: Size, classes: slice = slice(None)) -> Tensor:
         count = len(views.scores) // (len(self.windows) + 1)
         windows, whole = (replace(views, scores=scores) for scores in (views.scores[:-count], views.scores[-count:]))
-        local = average_windows([windows], self.windows, (self.size, self.size), classes)
-        overall = resize(whole.semantic_scores((self.crop_size, self.crop_size), classes), (self.size, self.size))
+        local = average_windows([windows], self.windows, (self.image_size, self.image_size), classes)
+        overall = resize(
+            whole.semantic_scores((self.crop_size, self.crop_size), classes), (self.image_size, self.image_size)
+        )
         return resize((local + overall) / 2, original_size)
 
 

@@ -1,7 +1,7 @@
 """Peak of what CAT-Seg's tensors hold at one time, in the published sizes.
 
-`python experiments/benchmarks/cat_seg_memory.py` counts on fake CPU tensors: nothing is computed, and the figures do not
-depend on the machine. Parameters are not counted, scratch space inside of kernels neither.
+`python experiments/benchmarks/cat_seg_memory.py` counts on fake CPU tensors: nothing is computed, and the figures do
+not depend on the machine. Parameters are not counted, scratch space inside of kernels neither.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The methods: one folder and one line here for each."""
 
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.cat_seg import CATSeg
 from ovsl.methods.clip_dinoiser import CLIPDINOiser
 from ovsl.methods.clip_diy import CLIPDIY
-from ovsl.methods.cat_seg import CATSeg
 from ovsl.methods.clip_lightweight import CLIPLightweight
 from ovsl.methods.denseclip import DenseCLIP
 from ovsl.methods.fc_clip import FCCLIP
@@ -17,8 +17,8 @@ __all__ = [
     "CLIPDIY",
     "FCCLIP",
     "SAN",
-    "CLIPDINOiser",
     "CATSeg",
+    "CLIPDINOiser",
     "CLIPLightweight",
     "DenseCLIP",
     "LSeg",

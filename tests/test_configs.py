@@ -44,11 +44,28 @@ TESTED = (
 )  # fmt: skip
 """Experiments of `ovsl test`; all others train."""
 
-PIXELS = ("crop_size", "stride", "short_side", "long_side", "max_size", "base_size", "input_resolution", "image_size",
-          "crop_sizes")  # fmt: skip
+PIXELS = (
+    "crop_size",
+    "stride",
+    "short_side",
+    "long_side",
+    "max_size",
+    "base_size",
+    "input_resolution",
+    "input_size",
+    "image_size",
+    "crop_sizes",
+)
 """Settings in pixels, which are divided by eight."""
 
-TWINS = ("denseclip/rn101", "lseg/ade20k_vit_l_16_rn", "lseg/ade20k_vit_b_32", "fc_clip/resnet", "fc_clip/test_all")
+TWINS = (
+    "cat_seg/vit_l_14",
+    "denseclip/rn101",
+    "lseg/ade20k_vit_l_16_rn",
+    "lseg/ade20k_vit_b_32",
+    "fc_clip/resnet",
+    "fc_clip/test_all",
+)
 """Costly ones whose network and data others have too."""
 
 EXPERIMENTS = [pytest.param(name, marks=pytest.mark.slow) if name.startswith(TWINS) else name for name in NAMES]

@@ -97,7 +97,7 @@ class TextClassifier:
         Raises:
             InputError: The text tower cannot read some of the words.
         """
-        names = vocabulary.synonyms if self.synonyms != "first" else tuple((name,) for name in vocabulary.classes)
+        names = self._names(vocabulary)
         if names not in self._cache:
             self._cache[names] = self._embed(names)
         device = self.clip.mean.device
@@ -107,6 +107,10 @@ class TextClassifier:
             return self._cache[names]
         return replace(self._cache[names], seen=torch.tensor(vocabulary.seen, device=device))
 
+    def _names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        """Names of each class that are shown to the text tower."""
+        return vocabulary.synonyms if self.synonyms != "first" else tuple((name,) for name in vocabulary.classes)
+
     def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
         """Return all prompts, order class, synonym, template."""
         shown = [self.renamed.get(name, name) for group in names for name in group]
@@ -115,13 +119,16 @@ class TextClassifier:
     def _embed(self, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:
         # Embeddings outlive the evaluation that first asks for them; an inference tensor could not enter training.
         with torch.inference_mode(False), torch.no_grad():
-            features = self.clip.encode_text(self.clip.tokenize(self.prompts(names)))
-            vectors = functional.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates)))
-            vectors = functional.normalize(vectors.mean(1), dim=-1)
-            counts = torch.tensor([len(group) for group in names], device=vectors.device)
-            class_index = torch.repeat_interleave(torch.arange(len(names), device=vectors.device), counts)
-            if self.synonyms == "mean":
-                sums = vectors.new_zeros(len(names), vectors.shape[1]).index_add_(0, class_index, vectors)
-                vectors = functional.normalize(sums / counts[:, None], dim=-1)
-                class_index = torch.arange(len(names), device=vectors.device)
-            return TextEmbeddings(vectors, class_index, len(names))
+            return self._average(self.clip.encode_text(self.clip.tokenize(self.prompts(names))), names)
+
+    def _average(self, features: Tensor, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:
+        """Text features of all prompts, `(classes * synonyms * templates, D)` -> unit embeddings."""
+        vectors = functional.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates)))
+        vectors = functional.normalize(vectors.mean(1), dim=-1)
+        counts = torch.tensor([len(group) for group in names], device=vectors.device)
+        class_index = torch.repeat_interleave(torch.arange(len(names), device=vectors.device), counts)
+        if self.synonyms == "mean":
+            sums = vectors.new_zeros(len(names), vectors.shape[1]).index_add(0, class_index, vectors)
+            vectors = functional.normalize(sums / counts[:, None], dim=-1)
+            class_index = torch.arange(len(names), device=vectors.device)
+        return TextEmbeddings(vectors, class_index, len(names))

@@ -23,6 +23,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ovsl.clip.image_tower import ImageTower, open_tower
+from ovsl.clip.split_attention import PROJECTIONS, split_attention
 from ovsl.clip.toy import TOY_CLIPS, load_toy_clip
 from ovsl.errors import InputError
 from ovsl.layers.image_normalization import ImageNormalization
@@ -153,11 +154,14 @@ class FrozenCLIP(nn.Module):
         """Set which parameters train.
 
         Args:
-            trainable: Substrings; a parameter trains when its open_clip name contains one of them.
+            trainable: Substrings; a parameter trains when its open_clip name contains one of them. Packed projections
+                of attentions are split where `q_proj_weight`, `k_proj_weight` or `v_proj_weight` is asked for.
 
         Raises:
             InputError: A substring matches no parameter, so that a typing error cannot pass for a frozen model.
         """
+        if any(projection in part for part in trainable for projection in PROJECTIONS):
+            split_attention(self.model)
         names = [name for name, _ in self.model.named_parameters()]
         for part in trainable:
             if not any(part in name for name in names):

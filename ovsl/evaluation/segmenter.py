@@ -100,7 +100,8 @@ class Segmenter:
         if self.words.positions is None:
             return scores
         everything = scores.new_full((len(scores), len(self.vocabulary), *scores.shape[2:]), float("-inf"))
-        return everything.index_copy(1, self.words.positions, scores)
+        index = self.words.positions.view(-1, 1, 1).expand_as(scores)
+        return everything.scatter_reduce(1, index, scores, "amax")
 
     def _predict(self, images: Tensor, *regions: Tensor) -> Prediction:
         return self.method(images, self.words.text, *regions)

@@ -141,7 +141,7 @@ class SlidingWindow(Inference):
         """See :meth:`Inference.labels`."""
         size = (images.shape[-2], images.shape[-1])
         windows, predictions = self.predictions(predict, images, regions)
-        return _running_argmax(
+        return running_argmax(
             lambda classes: resize(average_windows(predictions, windows, size, classes), original_size),
             predictions[0].num_classes,
             class_chunk_size,
@@ -211,7 +211,7 @@ def whole_image_labels(
         int64 ``(B, H0, W0)``, values 0..C-1.
     """
     scores_of = whole_image_scores(prediction, size, original_size, resize_masks_first)
-    return _running_argmax(scores_of, prediction.num_classes, class_chunk_size)
+    return running_argmax(scores_of, prediction.num_classes, class_chunk_size)
 
 
 def whole_image_scores(
@@ -256,7 +256,17 @@ def average_windows(
     return total / count
 
 
-def _running_argmax(scores_of: ClassChunk, num_classes: int, chunk_size: int) -> Tensor:
+def running_argmax(scores_of: ClassChunk, num_classes: int, chunk_size: int) -> Tensor:
+    """Arg-max over classes of which only a chunk is held at a time.
+
+    Args:
+        scores_of: Scores ``(B, C', H, W)`` of a slice of the classes.
+        num_classes: C.
+        chunk_size: Classes at a time.
+
+    Returns:
+        int64 ``(B, H, W)``.
+    """
     best: Tensor | None = None
     labels: Tensor | None = None
     for start in range(0, num_classes, chunk_size):

@@ -1,6 +1,7 @@
 """The methods: one folder and one line here for each."""
 
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.cat_seg import CATSeg
 from ovsl.methods.clip_dinoiser import CLIPDINOiser
 from ovsl.methods.clip_diy import CLIPDIY
 from ovsl.methods.clip_lightweight import CLIPLightweight
@@ -17,6 +18,7 @@ __all__ = [
     "CLIPDIY",
     "FCCLIP",
     "SAN",
+    "CATSeg",
     "CLIPDINOiser",
     "CLIPLightweight",
     "DenseCLIP",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from torch.optim import Optimizer
@@ -69,3 +70,19 @@ class MultiStepSchedule(Schedule):
     def learning_rate(self, base: float, step: int, total_steps: int) -> float:
         """See the class."""
         return base * self.factor ** sum(step >= milestone for milestone in self.milestones)
+
+
+class CosineSchedule(Schedule):
+    """Half a cosine from the base rate to ``minimum``.
+
+    Args:
+        minimum: Learning rate at the end of the run.
+    """
+
+    def __init__(self, minimum: float = 0.0) -> None:
+        self.minimum = minimum
+
+    def learning_rate(self, base: float, step: int, total_steps: int) -> float:
+        """See the class."""
+        progress = min(step / max(total_steps, 1), 1.0)
+        return self.minimum + (base - self.minimum) * (1 + math.cos(math.pi * progress)) / 2

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ovsl.methods
+from ovsl.clip.split_attention import pack_attention
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.tools.models import build_model, forget_clip_weights, model_parser, model_settings
@@ -164,6 +165,7 @@ def _published_settings(method: str, state_dict: Mapping[str, Tensor]) -> dict[s
 
 def _write_clip(module: SegmentationModule, path: Path, checkpoint: dict[str, Any]) -> None:
     """Write the CLIP beside the checkpoint, which from then on names that file."""
-    save_file({name: tensor.contiguous() for name, tensor in module.clip.model.state_dict().items()}, path)
+    weights = pack_attention(module.clip.model.state_dict())
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path)
     clip = checkpoint["ovsl"]["settings"]["init_args"]["clip"]
     clip["pretrained"] = checkpoint["ovsl"]["clip"]["pretrained"] = str(path)

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
 from ovsl.errors import InputError
 
 
 @lru_cache
-def _class_name_sets() -> dict[str, dict[str, str]]:
+def _class_name_sets() -> dict[str, dict[str, Any]]:
     text = resources.files("ovsl.vocabulary").joinpath("data", "class_names.json").read_text(encoding="utf-8")
     return {name: entry["names"] for name, entry in json.loads(text)["class_names"].items()}
 
@@ -22,14 +23,14 @@ def available_class_names() -> tuple[str, ...]:
     return tuple(sorted(_class_name_sets()))
 
 
-def load_class_names(names: Mapping[str, str] | str | None) -> dict[str, str]:
+def load_class_names(names: Mapping[str, Any] | str | None) -> dict[str, Any]:
     """Load a set of class names.
 
     Args:
         names: One of `available_class_names()`; or the names themselves, class -> name; or None for no other names.
 
     Returns:
-        Class -> name; classes that it lacks keep their own.
+        Class -> name, or names that are asked one by one; classes that it lacks keep their own.
 
     Raises:
         InputError: If there is no such set.

@@ -1,0 +1,90 @@
+"""Text embeddings from a text tower that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings
+from ovsl.methods.cat_seg.aggregation import recompute
+from ovsl.vocabulary import Vocabulary
+
+
+class TrainedTextClassifier(TextClassifier):
+    """Embeds vocabularies with a text tower that may train.
+
+    With gradients the tower runs at every call. Without, embeddings are kept until a weight of the tower changes.
+
+    Args:
+        clip: The model whose text tower is used.
+        templates: Name of a template set.
+        synonyms: How the names of a class are merged, see `TextClassifier`.
+        class_names: For vocabularies, by their names: class -> name, or names that are embedded one by one.
+        keep_tokens_only: Keep only the tokens of a chunk of prompts for the gradient and run the tower once more.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        templates: str,
+        synonyms: SynonymRule = "first",
+        class_names: Mapping[str, Mapping[str, str | Sequence[str]]] | None = None,
+        keep_tokens_only: bool = False,
+    ) -> None:
+        super().__init__(clip, templates, synonyms)
+        self.class_names = class_names or {}
+        self.keep_tokens_only = keep_tokens_only
+        self._weights_of_cache: list[Tensor] = []
+
+    def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
+        """Embed a vocabulary; see `TextClassifier`.
+
+        Raises:
+            InputError: The text tower cannot read some of the words.
+        """
+        trained = [p for n, p in self.clip.model.named_parameters() if p.requires_grad and not n.startswith("visual.")]
+        if trained and torch.is_grad_enabled():
+            names = self._names(vocabulary)
+            return self._average(self.encode(self.clip.tokenize(self.prompts(names))), names)
+        # Compared by value: fused optimisers write to a tensor without raising its version.
+        same = len(trained) == len(self._weights_of_cache) and all(
+            own.device == kept.device and torch.equal(own, kept)
+            for own, kept in zip(trained, self._weights_of_cache, strict=True)
+        )
+        if not same:
+            self._cache.clear()
+            self._weights_of_cache = [parameter.detach().clone() for parameter in trained]
+        return super().__call__(vocabulary)
+
+    def _names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        if self.synonyms != "first":
+            return super()._names(vocabulary)
+        # What stands behind the first comma of a name is left out, as published.
+        known = self.class_names.get(vocabulary.name, {})
+        shown = [known.get(name, name.split(", ")[0]) for name in vocabulary.classes]
+        return tuple((names,) if isinstance(names, str) else tuple(names) for names in shown)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Encode prompts with gradient: int64 `(N, context_length)` -> `(N, D)`, not normalised."""
+        # The tower is causal and read at the end token: nothing behind the longest prompt has an influence.
+        return self.run_tower(tokens[:, : int(tokens.argmax(dim=1).max()) + 1])
+
+    def run_tower(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:
+        """Encode prompts of any length, of which `chunk_size` are recomputed together: int64 `(N, L)` -> `(N, D)`."""
+        if not self.keep_tokens_only:
+            return encode_tokens(self.clip.text, tokens)
+        return torch.cat([recompute(encode_tokens, self.clip.text, chunk) for chunk in tokens.split(chunk_size)])
+
+
+def encode_tokens(text_tower: Any, tokens: Tensor) -> Tensor:
+    """Run open_clip's text tower on prompts of any length: int64 `(N, L)` -> `(N, D)`, not normalised."""
+    length = tokens.shape[1]
+    sequence = text_tower.token_embedding(tokens) + text_tower.positional_embedding[:length]
+    sequence = text_tower.transformer(sequence, attn_mask=text_tower.attn_mask[:length, :length])
+    # The end token has the largest id.
+    ends = sequence[torch.arange(len(tokens), device=tokens.device), tokens.argmax(dim=1)]
+    features, projection = text_tower.ln_final(ends), text_tower.text_projection
+    return projection(features) if isinstance(projection, torch.nn.Module) else features @ projection

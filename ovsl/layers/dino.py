@@ -10,15 +10,13 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.errors import InputError
 from ovsl.layers.image_normalization import ImageNormalization
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class AttentionProjections(NamedTuple):
@@ -57,7 +55,7 @@ class DINO(nn.Module):
                 "DINO or DINOv2 model of timm, such as vit_base_patch16_224.dino."
             )
         self.model = model
-        self.normalize = ImageNormalization(IMAGENET_MEAN, IMAGENET_STD)
+        self.normalize = ImageNormalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         self.requires_grad_(False)
         self.train(False)
 

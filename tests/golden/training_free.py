@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +15,7 @@ from ovsl.clip import TextClassifier, TextEmbeddings
 from ovsl.inference import PAMR, SlidingWindow, WholeImage, WordInference, WordRules, average_windows
 from ovsl.inference.regions import resize_regions
 from ovsl.layers import ImageNormalization, interpolate_positions
-from ovsl.layers.dino import IMAGENET_MEAN, IMAGENET_STD, DINOSettings, load_dino
+from ovsl.layers.dino import DINOSettings, load_dino
 from ovsl.methods.base import CLIPSettings
 from ovsl.methods.training_free import (
     DINOProxy,
@@ -176,7 +177,7 @@ def proxy(case: Case, features: Any) -> DINOProxy:
     weights = {name[4:]: tensor for name, tensor in case.weights.items() if name.startswith("vfm.")}
     assert meta["type"] in ("dino", "dinov2"), meta["type"]
     norm = case.meta["imagenet_norm"]
-    assert (tuple(norm["mean"]), tuple(norm["std"])) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert (tuple(norm["mean"]), tuple(norm["std"])) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert meta["layer_norm_eps"] == 1e-6
     assert meta["activation"].startswith("gelu (exact")
     options: dict[str, Any] = {

@@ -37,20 +37,17 @@ class SegmentationDataModule(LightningDataModule):
     out. Evaluation keeps all segments, at the original size.
 
     Args:
-        train: Source of training images, or a dataset of the catalogue: ``NAME`` or ``NAME/SPLIT``; None for
-            evaluation only.
+        train: Source of training images, or a dataset of the catalogue (`NAME`, `NAME/SPLIT`); None for none.
         vocabulary: Name of the vocabulary of the training labels; None takes that of the catalogue.
         split: Zero-shot split of the training vocabulary.
         ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
             images are kept).
-        evaluation: Datasets to evaluate on, by the name under which their scores are logged; under a name of the
-            catalogue, ``{}`` is enough.
+        evaluation: Datasets to evaluate on, by name, that of their scores; for one of the catalogue `{}` is enough.
         train_transform: Augmentation of training samples.
         evaluation_transform: Resizing of evaluation images; None takes the sizes of the catalogue.
         panoptic: Whether to read the panoptic maps of datasets of the catalogue that have them; None reads those of
             datasets that are panoptic by default (COCO panoptic, the toy world).
-        regions: Where region maps of evaluation images come from, for methods that go by them; None takes those of the
-            source, if it has any.
+        regions: Region maps of evaluation images, for methods that go by them; None takes those of the source, if any.
         batch_size: Training samples per process and step.
         evaluation_batch_size: Images per process and step in evaluation.
         num_workers: Worker processes per loader.
@@ -302,7 +299,7 @@ class PredictionData(SegmentationDataModule):
         """
         files, ids = find_images(self.images)
         rows = self._rows(ImageFiles(files, ids), self.prediction_vocabulary)
-        batches = EvaluationBatches(rows, self.evaluation_transform, labelled=False, regions=self.regions)
+        batches = EvaluationBatches(rows, self.evaluation_transform, False, self.regions)
         return [self._evaluation_loader(batches)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning import seed_everything
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.renamed import current_content
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import load_weights
 
@@ -19,16 +21,31 @@ SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
 """What a tool reads of a whole experiment's file."""
 
 
-class ModelFile(ActionConfigFile):
-    """Takes what concerns the model from a configuration file, whatever else a run has in it."""
+class ConfigurationFile(ActionConfigFile):
+    """Takes a configuration file; one of a run directory may have the option names of its time."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """See `jsonargparse.ActionConfigFile`."""
-        file = Path(values)
-        content = yaml.safe_load(file.read_text()) if file.is_file() else None
-        if isinstance(content, dict):
-            values = yaml.safe_dump({name: content[name] for name in SECTIONS if content.get(name) is not None})
-        super().__call__(parser, cfg, values, option_string)
+        file, content = Path(values), None
+        # What is wrong with a file is for the parser to say.
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            content = yaml.safe_load(file.read_text())
+        taken = self.take(current_content(content, file))
+        super().__call__(parser, cfg, values if taken == content else yaml.safe_dump(taken), option_string)
+
+    def take(self, content: Any) -> Any:
+        """Choose what is taken of a file."""
+        return content
+
+
+class ModelFile(ConfigurationFile):
+    """Takes what concerns the model from a configuration file, whatever else a run has in it."""
+
+    def take(self, content: Any) -> Any:
+        """Choose the sections that a tool reads."""
+        if not isinstance(content, dict):
+            return content
+        return {name: content[name] for name in SECTIONS if content.get(name) is not None}
 
 
 def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:

@@ -7,7 +7,7 @@ import torch
 from ovsl.clip import CLIPSettings, FrozenCLIP, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
-from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
+from ovsl.methods.fc_clip import FCCLIP, FCCLIPSizes, MaskDecoderSizes, PixelDecoderSizes
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.fc_clip.official import CLIP_PREFIX, rename, settings
 from ovsl.methods.fc_clip.official import convert as convert_official
@@ -24,8 +24,7 @@ def build(tower: dict[str, Any] = CONVNEXT, **settings: Any) -> FCCLIP:
     torch.manual_seed(0)
     return FCCLIP(
         clip=CLIPSettings("tiny", config=tower | {"text_cfg": TEXT}),
-        pixel_decoder=PixelDecoderSettings(32, 4, 2, 1, 16),
-        mask_decoder=MaskDecoderSettings(32, 6, 4, 2, 16),
+        sizes=FCCLIPSizes(PixelDecoderSizes(32, 4, 2, 1, 16), MaskDecoderSizes(32, 6, 4, 2, 16)),
         num_points=32,
         **settings,
     )

@@ -181,9 +181,9 @@ def test_images_are_normalised_as_published_and_the_clip_keeps_its_own() -> None
 
 def test_deep_prompts_do_not_outlive_their_block() -> None:
     module = build(num_prompts=5, deep_prompt_layers=1).eval()
-    encoder, tower = module.network.encoder, module.tower
-    tokens, _ = encoder.embed(tower, torch.randn(1, 3, 16, 16))
-    assert [t.shape[1] for t in encoder.intermediate_tokens(tower, tokens)] == [1 + 5 + 16, 1 + 5 + 16, 1 + 16]
+    encoder = module.network.encoder
+    tokens, _ = encoder.embed(torch.randn(1, 3, 16, 16))
+    assert [t.shape[1] for t in encoder.intermediate_tokens(tokens)] == [1 + 5 + 16, 1 + 5 + 16, 1 + 16]
 
 
 def test_the_baseline_of_the_ablation_has_neither_prompts_nor_descriptor() -> None:

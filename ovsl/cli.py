@@ -21,9 +21,11 @@ from ovsl.callbacks import PredictionFiles, PredictionPictures, ResultFiles, Run
 from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.renamed import check_command, migrate, migrate_identity
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.record import CheckpointRecord
-from ovsl.shipped import ConfigurationFile, configuration_file
+from ovsl.shipped import configuration_file
+from ovsl.tools.models import ConfigurationFile
 
 TOOLS = ("convert", "export", "profile", "report")
 """The small commands: modules of `ovsl.tools`, imported when they are asked for."""
@@ -36,7 +38,7 @@ class Command(LightningCLI):
     """LightningCLI with a fixed run directory, resume, and checkpoints that never override what the user wrote."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """As Lightning does, but configuration files may be shipped ones, ``-c ovsl:NAME``."""
+        """As Lightning does, but configuration files may be shipped ones, `-c ovsl:NAME`, or those of older runs."""
         parser = LightningArgumentParser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
         return parser
@@ -67,7 +69,7 @@ class Command(LightningCLI):
             if given[0] != "fit" and (path := checkpoint_of(given[1:])) is not None:
                 settings = CheckpointRecord.read(path).settings
                 if settings:
-                    subparser.set_defaults({"model": settings})
+                    subparser.set_defaults({"model": migrate(settings)})
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
@@ -101,7 +103,7 @@ class Command(LightningCLI):
         dumped = self._parser(verb).dump(self.config[verb], skip_none=False, skip_validation=True)
         plain = yaml.safe_load(dumped)
         self.model.settings = plain["model"]
-        self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable)
+        self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable, migrate_identity)
         self.config_init[verb]["ckpt_path"] = self.start.checkpoint and str(self.start.checkpoint)
         _say(self.start.message)
         if plain["trainer"]["fast_dev_run"] or self.start.complete:
@@ -133,6 +135,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
+        check_command(given)
         if given and given[0] in TOOLS:
             importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
         else:

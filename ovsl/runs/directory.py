@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,8 @@ from ovsl.runs.files import write_text
 
 # Settings under which the same run may go on: they change how fast or how long it runs, not what it is.
 NOT_IDENTITY = ("data.num_workers", "data.evaluation", "data.evaluation_batch_size")
+
+Migration = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class RunDirectory:
@@ -35,11 +38,12 @@ class RunDirectory:
         """The newest checkpoint of the run, whether it exists or not."""
         return self.path / "checkpoints" / "last.ckpt"
 
-    def check_same_run(self, config: dict[str, Any]) -> None:
+    def check_same_run(self, config: dict[str, Any], migrate: Migration = dict) -> None:
         """Refuse a folder that holds a run with other settings.
 
         Args:
             config: The whole configuration of the run that wants to start, plain types.
+            migrate: Brings the identity of an older run to the option names of today.
 
         Raises:
             InputError: With the first setting that differs.
@@ -49,9 +53,9 @@ class RunDirectory:
         if not record.is_file() or not self.last_checkpoint.is_file():
             return
         content = json.loads(record.read_text())
-        stored, wanted = content["identity"], json.loads(json.dumps(identity(config)))
+        stored, wanted = migrate(content["identity"]), json.loads(json.dumps(identity(config)))
         # Options that another version of ovsl did not have, or no longer has, tell nothing about the run.
-        same_version = content["starts"][0]["ovsl"] == ovsl.__version__
+        same_version = content["starts"][0]["ovsl"] == ovsl.__version__ and stored == content["identity"]
         for key in sorted(stored.keys() | wanted.keys() if same_version else stored.keys() & wanted.keys()):
             if stored.get(key) != wanted.get(key):
                 raise InputError(
@@ -88,7 +92,7 @@ class Start:
     complete: bool = False
 
 
-def plan(verb: str, config: dict[str, Any], method: str, trainable: bool) -> Start:
+def plan(verb: str, config: dict[str, Any], method: str, trainable: bool, migrate: Migration = dict) -> Start:
     """Decide what a start does, by what lies in its run directory. Nothing is written.
 
     Args:
@@ -96,6 +100,7 @@ def plan(verb: str, config: dict[str, Any], method: str, trainable: bool) -> Sta
         config: The whole configuration, plain types: `run_dir`, `ckpt_path`, `trainer`, `model`, `data`.
         method: Name of the method, for messages.
         trainable: Whether the method has anything to train.
+        migrate: Brings the identity of an older run to the option names of today.
 
     Raises:
         InputError: Another run's folder, a method that has nothing to train, a trained one without a checkpoint.
@@ -116,7 +121,7 @@ def plan(verb: str, config: dict[str, Any], method: str, trainable: bool) -> Sta
                 "or --run_dir with the folder of a finished `ovsl fit`."
             )
         return Start(last)
-    directory.check_same_run(config)
+    directory.check_same_run(config, migrate)
     checkpoint = Path(given) if given is not None else last if last.is_file() else None
     if checkpoint is None:
         return Start()

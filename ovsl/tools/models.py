@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.renamed import current_content, migrate
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord, load_weights
-from ovsl.shipped import ConfigurationFile, configuration_file
+from ovsl.shipped import configuration_file
 
 SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
 """What a tool reads of a whole experiment's file."""
 
 
+class ConfigurationFile(ActionConfigFile):
+    """Takes a configuration file, or a shipped one by its name; one of a run may have the option names of its time."""
+
+    HELP = (
+        "Configuration file, or the name of a shipped one (ovsl:zegclip/voc_inductive, ovsl:data/toy); later ones win."
+    )
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """See `jsonargparse.ActionConfigFile`."""
+        file, content = configuration_file(values), None
+        # What is wrong with a file is for the parser to say.
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            content = yaml.safe_load(file.read_text())
+        taken = self.take(current_content(content, file))
+        if taken != content:
+            values = yaml.safe_dump(taken)
+        elif content is not None:
+            values = str(file)
+        super().__call__(parser, cfg, values, option_string)
+
+    def take(self, content: Any) -> Any:
+        """Choose what is taken of a file."""
+        return content
+
+
 class ModelFile(ConfigurationFile):
     """Takes what concerns the model from a configuration file, whatever else a run has in it."""
 
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """See `ConfigurationFile`."""
-        file = configuration_file(values)
-        content = yaml.safe_load(file.read_text()) if file.is_file() else None
-        if isinstance(content, dict):
-            values = yaml.safe_dump({name: content[name] for name in SECTIONS if content.get(name) is not None})
-        super().__call__(parser, cfg, values, option_string)
+    def take(self, content: Any) -> Any:
+        """Choose the sections that a tool reads."""
+        if not isinstance(content, dict):
+            return content
+        return {name: content[name] for name in SECTIONS if content.get(name) is not None}
 
 
 def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:
@@ -93,7 +118,7 @@ def load_model(source: str | Path) -> SegmentationModule:
     settings = CheckpointRecord.read(path).settings
     if settings is None:
         raise InputError(f"{path} does not say how its method was built; give the run directory that it came from.")
-    config_of_checkpoint = parser.parse_object({"model": settings, "ckpt_path": str(path)})
+    config_of_checkpoint = parser.parse_object({"model": migrate(settings), "ckpt_path": str(path)})
     return trained_model(parser, config_of_checkpoint)
 
 

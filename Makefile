@@ -60,14 +60,14 @@ toy-clip: setup ## train the two toy CLIPs again (half an hour on 2 cores) and p
 	install -m 644 runs/toy_clip/toy_*.json runs/toy_clip/toy_*.safetensors ovsl/clip/toy/
 
 toy-table: setup ## every method on the toy world, three seeds each, as docs/toy_table.md (an hour on 2 cores)
-	OVSL=$(BIN)/ovsl experiments/toy/run.sh
+	$(BIN)/ovsl study experiments/toy/study.yaml
 
 toy-ablation: setup ## the ablation of ZegCLIP on the toy world, three seeds, as docs/zegclip_*.md (hours)
-	OVSL=$(BIN)/ovsl PYTHON=$(BIN)/python experiments/zegclip/toy_ablation/run.sh
+	PATH="$(abspath $(BIN)):$$PATH" ovsl study experiments/zegclip/toy_ablation/study.yaml
 
 light-grid: setup ## the grid of light backbones on the toy world and on CamVid, as docs/light_grid_*.md (hours)
-	OVSL=$(BIN)/ovsl experiments/clip_lightweight/grid.sh toy
-	OVSL=$(BIN)/ovsl experiments/clip_lightweight/grid.sh camvid
+	$(BIN)/ovsl study experiments/clip_lightweight/study_toy.yaml
+	$(BIN)/ovsl study experiments/clip_lightweight/study_camvid.yaml
 
 clean: ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

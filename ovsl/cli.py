@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -154,16 +154,21 @@ class Command(LightningCLI):
             if self.start.validate:
                 self.trainer.validate(**arguments)
                 return
-            preemption = next(callback for callback in self.trainer.callbacks if isinstance(callback, Preemption))
+            preemption = next(each for each in self._callbacks if isinstance(each, Preemption))
             with preemption.request.listening():
                 self.trainer.fit(**arguments)
             self._say_end(directory)
+
+    @property
+    def _callbacks(self) -> list[Callback]:
+        found: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined] # given by the trainer's parts
+        return found
 
     def _say_end(self, directory: RunDirectory) -> None:
         step, most = self.trainer.global_step, self.trainer.max_steps
         if not self.trainer.should_stop or step == most:
             return
-        timers = (callback for callback in self.trainer.callbacks if isinstance(callback, Timer))
+        timers = (each for each in self._callbacks if isinstance(each, Timer))
         if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
             reason = "trainer.max_time"
         else:

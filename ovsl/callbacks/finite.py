@@ -16,6 +16,11 @@ from ovsl.runs.record import check_finite, saved_state
 _NAMED = 8
 
 
+def _interval(trainer: Trainer) -> int:
+    # The trainer's parts give it this attribute, which its class does not declare.
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+
+
 class FiniteValues(Callback):
     """Stop when a loss or a gradient is not finite, and name the images; never save weights that are not.
 
@@ -60,7 +65,7 @@ class FiniteValues(Callback):
 
     def _ask(self, trainer: Trainer, value: Tensor) -> None:
         self._answers.append((trainer.global_step, list(self._ids), value.detach().isfinite().all()))
-        if value.device.type == "cpu" or len(self._answers) >= 2 * trainer.log_every_n_steps:
+        if value.device.type == "cpu" or len(self._answers) >= 2 * _interval(trainer):
             self._read()
 
     def _read(self) -> None:

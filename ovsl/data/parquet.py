@@ -136,11 +136,9 @@ class ParquetRows(Source):
         if stream.num_shards != len(sizes):
             raise InputError(f"{self.name} changed while it was opened: pin a revision or start again.")
         described = {"rows": sum(sizes), "footers": footers_hash(footers)}
-        local = [Path(url) for url in map(str, splits[self._split]) if Path(url).is_file()]
-        if local:
+        if local := [Path(url) for url in map(str, splits[self._split]) if Path(url).is_file()]:
             described["samples"] = samples_hash(local)
-        commit = _COMMIT.search(str(splits[self._split][0]))
-        if commit is not None:
+        if (commit := _COMMIT.search(str(splits[self._split][0]))) is not None:
             described["commit"] = commit[1]
         return stream, np.concatenate([[0], np.cumsum(sizes)]), described
 

@@ -282,8 +282,8 @@ def plan(verb: str, config: dict[str, Any], method: str, trainable: bool) -> Sta
         message = f"{directory.path} is complete: {reason} ended it at step {step}. Change that to go on."
         return Start(checkpoint, _sentences(complaints, message), complete=True)
     if most in (None, -1) or step < most:
-        message = f"Resuming {config['run_dir']} from step {step}." if given is None else None
-        return Start(checkpoint, _sentences(complaints, message))
+        resuming = f"Resuming {config['run_dir']} from step {step}." if given is None else None
+        return Start(checkpoint, _sentences(complaints, resuming))
     datasets = ((config["data"] or {}).get("init_args") or {}).get("evaluation") or {}
     if record.validation_owed and not directory.is_validated(step, datasets):
         message = f"Training of {directory.path} is complete; its last validation was cut short and is done again."

@@ -67,7 +67,7 @@ def _takes_text(owner: str, argument: str) -> bool:
     except (ImportError, AttributeError):
         return True
     for ancestor in inspect.getmro(found) if inspect.isclass(found) else ():
-        parameter = inspect.signature(ancestor.__init__).parameters.get(argument)
+        parameter = inspect.signature(vars(ancestor).get("__init__", object.__init__)).parameters.get(argument)
         if parameter is not None:
             return "str" in str(parameter.annotation) or "Literal" in str(parameter.annotation)
     return False

@@ -190,7 +190,8 @@ def main(args: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if args is None else args)
     try:
         if given and given[0] in TOOLS:
-            return importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:]) or 0
+            status = importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
+            return status if isinstance(status, int) else 0
         else:
             run_lightning(args)
     except (Exception, SystemExit) as error:

@@ -63,7 +63,7 @@ class RunCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do the validation that the checkpoint still owes, before training goes on."""
-        self._saved_step = trainer.global_step
+        self._saved_step, self._step_before_batch = trainer.global_step, -1
         if self._validation_owed and trainer.enable_validation:
             loop = trainer.fit_loop.epoch_loop.val_loop
             loop.restarting = False
@@ -92,7 +92,7 @@ class RunCheckpoint(Checkpoint):
         """Rank the weights that were validated, and save them as validated."""
         if trainer.sanity_checking or is_debug_run(trainer):
             return
-        if trainer.is_global_zero and self.monitor is not None:
+        if self.monitor is not None:
             self._rank(trainer, getattr(pl_module, "trained_steps", trainer.global_step))
         if self._in_fit(trainer):
             self.save(trainer)
@@ -144,7 +144,7 @@ class RunCheckpoint(Checkpoint):
             raise InputError(f"checkpoint.monitor {self.monitor!r} is not measured: take one of {known or 'none'}.")
         directory = RunDirectory(Path(trainer.default_root_dir))
         path = directory.checkpoint(step)
-        if math.isnan(float(value)) or not path.is_file():
+        if not trainer.is_global_zero or math.isnan(float(value)) or not path.is_file():
             return
         scores = {**self._scores(directory), step: float(value)}
         content = {"monitor": self.monitor, "mode": self.mode, "scores": scores}

@@ -22,8 +22,7 @@ from ovsl.errors import InputError
 # Read attempts of one row group, on top of the retries inside `huggingface_hub` and `datasets`.
 READ_ATTEMPTS = 3
 
-# Resolved files of a repository name its commit.
-_COMMIT = re.compile(r"@([0-9a-f]{40})/")
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the resolved files of a repository
 
 
 class ParquetRows(Source):
@@ -100,6 +99,7 @@ class ParquetRows(Source):
         datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 3
         datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
         datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 2
+        datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 15
         try:
             builder = self._builder()
             splits = builder.config.data_files or {}

@@ -22,13 +22,14 @@ UNEVEN = ["--trainer.callbacks+=tests.faults.SlowSteps", "--trainer.callbacks+=t
 SAVED = ["--checkpoint.every_n_train_steps", "1"]
 
 
-def job(slurm: Slurm, small: Path, run: Path, name: str, *more: str, nodes: int = 2) -> str:
-    """Submit a run as `ovsl submit` would."""
+def job(slurm: Slurm, small: Path, run: Path, name: str, *more: str, nodes: int = 2, srun: bool = True) -> str:
+    """Submit a run as `ovsl submit` would, or without srun."""
     setup = ["export MASTER_ADDR=127.0.0.1 GLOO_SOCKET_IFNAME=lo", f"export PYTHONPATH={ROOT}", f"cd {ROOT}"]
     setup.append("export OMP_NUM_THREADS=1")
     fit = command(small, run, *(TWO if nodes == 2 else []), *SAVED, *more)
     assert fit[0] == sys.executable
-    return submit(JobScript(fit, name, str(slurm.folder), nodes=nodes, cpus_per_task=1, setup=setup).text())
+    text = JobScript(fit, name, str(slurm.folder), nodes=nodes, cpus_per_task=1, setup=setup).text()
+    return submit(text if srun else text.replace("exec srun --kill-on-bad-exit=1 ", "exec "))
 
 
 def test_uneven_ranks_are_preempted_queued_again_and_end_as_if_nothing_had_been(
@@ -62,3 +63,12 @@ def test_a_cancelled_job_is_no_success_and_loses_no_step(slurm: Slurm, small: Pa
     slurm.wait(lambda: slurm.field(number, "JobState") == "FAILED", "the end")
     assert slurm.field(number, "ExitCode").startswith("75:")
     assert (run / "checkpoints/last.ckpt").readlink() != Path("step-4.ckpt")
+
+
+def test_a_command_that_srun_did_not_start_does_not_wait_for_the_others(
+    slurm: Slurm, small: Path, tmp_path: Path
+) -> None:
+    number = job(slurm, small, tmp_path / "run", "alone", srun=False)
+    slurm.wait(lambda: slurm.field(number, "JobState") == "FAILED", "the refusal")
+    assert slurm.field(number, "ExitCode").startswith("2:")
+    assert "not started by srun" in (slurm.folder / f"alone-{number}.out").read_text()

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # Undecodable rows in a row of the training order before `on_error: skip` gives up.
 MAX_CONSECUTIVE_SKIPS = 100
+
+# Seconds that a worker lives on after a SIGTERM.
+WORKER_GRACE = 30
 
 
 class LabelledRows:
@@ -305,7 +309,11 @@ def as_made(batch: Any) -> Any:
 
 
 def one_thread(worker_id: int) -> None:
-    """Restrict a worker to one thread: workers are the parallelism."""
+    """Restrict a worker to one thread, since workers are the parallelism, and let the main process end it.
+
+    A signal to the whole process group must not take the workers from a main process that is to save first.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -16,6 +16,7 @@ from ovsl.methods.base import SegmentationModule
 from ovsl.methods.renamed import current_content, migrate
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord, load_weights
+from ovsl.runs.trust import check_settings
 from ovsl.shipped import configuration_file
 
 SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
@@ -85,8 +86,19 @@ def trained_model(parser: ArgumentParser, config: Namespace) -> SegmentationModu
         return module
     if config.ckpt_path is None and config.run_dir is None:
         raise InputError("Which weights? Give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
-    load_weights(module, Path(config.ckpt_path or RunDirectory(Path(config.run_dir)).last_checkpoint))
+    weights = Path(config.ckpt_path) if config.ckpt_path else newest_weights(Path(config.run_dir))
+    if weights is None:
+        raise InputError(f"There is no checkpoint in {config.run_dir!r}; give the folder of a run of `ovsl fit`.")
+    load_weights(module, weights)
     return module
+
+
+def newest_weights(run_dir: Path) -> Path | None:
+    """Find the newest checkpoint of a run that is not damaged, and say which newer ones are."""
+    path, complaints = RunDirectory(run_dir).newest_checkpoint()
+    for complaint in complaints:
+        print(complaint)
+    return path
 
 
 def load_model(source: str | Path) -> SegmentationModule:
@@ -103,14 +115,14 @@ def load_model(source: str | Path) -> SegmentationModule:
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return trained_model(parser, parser.parse_args(["-c", str(path)]))
     if path.is_dir():
-        last = RunDirectory(path).last_checkpoint
+        last = newest_weights(path)
         configs = [path / f"config{verb}.yaml" for verb in ("", ".test", ".validate", ".predict")]
         config = next((file for file in configs if file.is_file()), None)
         if config is not None:
             # The run's own configuration also has the seed, which a random CLIP needs.
-            weights = ["--ckpt_path", str(last)] if last.is_file() else []
+            weights = ["--ckpt_path", str(last)] if last is not None else []
             return trained_model(parser, parser.parse_args(["-c", str(config), *weights]))
-        path = last
+        path = last or path
     if not path.is_file():
         raise InputError(
             f"There is nothing to load at '{source}'; give a run directory, a checkpoint, or a method's .yaml file."
@@ -118,6 +130,7 @@ def load_model(source: str | Path) -> SegmentationModule:
     settings = CheckpointRecord.read(path).settings
     if settings is None:
         raise InputError(f"{path} does not say how its method was built; give the run directory that it came from.")
+    check_settings(settings)
     config_of_checkpoint = parser.parse_object({"model": migrate(settings), "ckpt_path": str(path)})
     return trained_model(parser, config_of_checkpoint)
 

@@ -24,6 +24,7 @@ from ovsl.methods.base import SegmentationModule
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.record import CheckpointRecord
 from ovsl.shipped import ConfigurationFile, configuration_file
+from ovsl.vocabulary import vocabulary_name
 
 TOOLS = ("convert", "export", "profile", "report")
 """The small commands: modules of `ovsl.tools`, imported when they are asked for."""
@@ -93,7 +94,8 @@ class Command(LightningCLI):
         data = config.data.init_args
         # A dataset of the catalogue stands for its vocabulary.
         named = data.get("train") if isinstance(data.get("train"), str) else None
-        return f"{method}-{data.get('vocabulary') or (named or 'evaluation').partition('/')[0]}"
+        words = data.get("vocabulary") or (named or "evaluation").partition("/")[0]
+        return f"{method}-{vocabulary_name(words)}"
 
     def after_instantiate_classes(self) -> None:
         """Give the model its settings, let `runs` decide how to start, and record the start."""

@@ -17,7 +17,7 @@ from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoade
 from ovsl.data.sources import ImageFiles, Source
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 from ovsl.errors import InputError
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class SegmentationDataModule(LightningDataModule):
 
     Args:
         train: Source of training images, or a dataset of the catalogue (`NAME`, `NAME/SPLIT`); None for none.
-        vocabulary: Name of the vocabulary of the training labels; None takes that of the catalogue.
+        vocabulary: Classes of the training labels: a shipped name, a list of words, or a text, JSON or CSV file; None
+            takes the vocabulary of the catalogue.
         split: Zero-shot split of the training vocabulary.
         ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
             images are kept).
@@ -59,7 +60,7 @@ class SegmentationDataModule(LightningDataModule):
     def __init__(
         self,
         train: Source | str | None = None,
-        vocabulary: str | None = None,
+        vocabulary: list[str] | str | None = None,
         split: str | None = None,
         ignore_unseen: bool = True,
         evaluation: dict[str, EvaluationSet] | None = None,
@@ -98,7 +99,7 @@ class SegmentationDataModule(LightningDataModule):
     @property
     def training_vocabulary(self) -> Vocabulary | None:
         """Vocabulary of the training labels; None without one. Needs no ``setup``."""
-        return None if self.vocabulary is None else Vocabulary.load(self.vocabulary, split=self.split)
+        return None if self.vocabulary is None else as_vocabulary(self.vocabulary, self.split)
 
     @property
     def evaluation_vocabularies(self) -> dict[str, Vocabulary]:
@@ -245,7 +246,7 @@ class PredictionData(SegmentationDataModule):
     Args:
         images: An image file, a folder (searched with its sub-folders), or a list of both.
         vocabulary: Words, one entry per class, synonyms separated by commas (``["road", "car, automobile"]``); or the
-            name of a shipped vocabulary.
+            name of a shipped vocabulary; or a text, JSON or CSV file.
         evaluation_transform: Resizing of the images.
         regions: Where their region maps come from, for methods that go by them.
         batch_size: Images per process and step.
@@ -278,13 +279,9 @@ class PredictionData(SegmentationDataModule):
         """The words, as a vocabulary.
 
         Raises:
-            InputError: There are no words.
+            InputError: There are no words, or no such vocabulary.
         """
-        if isinstance(self.words, str):
-            return Vocabulary.load(self.words)
-        if not self.words:
-            raise InputError("The vocabulary is empty: give data.vocabulary at least one word.")
-        return Vocabulary.from_words(self.words)
+        return as_vocabulary(self.words)
 
     @property
     def evaluation_vocabularies(self) -> dict[str, Vocabulary]:

@@ -305,5 +305,13 @@ class SegmentationModule(LightningModule, ABC):
         checkpoint["ovsl"] = self.record().to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not belong to this module; see `CheckpointRecord.check`."""
-        self.take_record(check_checkpoint(self, checkpoint))
+        """Refuse a checkpoint that does not belong to this module (see `CheckpointRecord.check`) or to its data."""
+        record = check_checkpoint(self, checkpoint)
+        ours, theirs = self.training_vocabulary, record.training_vocabulary
+        if ours is not None and theirs is not None and (ours.classes, ours.seen) != (theirs.classes, theirs.seen):
+            raise InputError(
+                f"The checkpoint was trained on {len(theirs)} classes of {theirs.name!r}, but the data has other ones, "
+                f"or another split ({len(ours)} classes of {ours.name!r}); give back the vocabulary of the run, or "
+                "start a new one from these weights (--model.initial_checkpoint)."
+            )
+        self.take_record(record)

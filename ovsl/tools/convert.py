@@ -24,7 +24,7 @@ from ovsl.clip.split_attention import pack_attention
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.tools.models import build_model, forget_clip_weights, model_parser, model_settings
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 DESCRIPTION = """Turn a checkpoint of an official release into one that `ovsl validate|test|predict --ckpt_path` takes.
 
@@ -97,7 +97,9 @@ def main(args: Sequence[str] | None = None) -> Path:
     parser.add_argument("method", type=str, help=f"One of: {', '.join(methods)}.")
     parser.add_argument("file", type=Path, help="The official checkpoint.")
     parser.add_argument("out", type=Path, help="The checkpoint to write.")
-    parser.add_argument("--vocabulary", type=str | None, default=None, help="What the release was trained on.")
+    parser.add_argument(
+        "--vocabulary", type=list[str] | str | None, default=None, help="Classes that the release was trained on."
+    )
     parser.add_argument("--split", type=str | None, default=None, help="Zero-shot split of that vocabulary.")
     flag: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
     parser.add_argument("--trust", help="Unpickle Python objects of the file, which can run code.", **flag)
@@ -125,7 +127,7 @@ def main(args: Sequence[str] | None = None) -> Path:
         forget_clip_weights(config)
         clip.quick_gelu = quick_gelu
     settings = model_settings(parser, config)
-    vocabulary = None if vocabulary_name is None else Vocabulary.load(vocabulary_name, split=split)
+    vocabulary = None if vocabulary_name is None else as_vocabulary(vocabulary_name, split)
     module = build_model(parser, config)
     if not isinstance(module, methods[config.method]):
         raise InputError(f"The configuration is for {type(module).__name__}, not for {config.method!r}.")

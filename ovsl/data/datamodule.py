@@ -118,6 +118,9 @@ class SegmentationDataModule(LightningDataModule):
             for name, vocabulary in self.evaluation_vocabularies.items()
         ]
 
+    def use_photo_transform(self, transform: EvaluationTransform) -> None:
+        """Take a method's own size for photos in `predict`; datasets keep theirs."""
+
     @property
     def position(self) -> int:
         """Training samples consumed so far by all processes, in this run and those it continues."""
@@ -247,7 +250,7 @@ class PredictionData(SegmentationDataModule):
         images: An image file, a folder (searched with its sub-folders), or a list of both.
         vocabulary: Words, one entry per class, synonyms separated by commas (``["road", "car, automobile"]``); or the
             name of a shipped vocabulary; or a text, JSON or CSV file.
-        evaluation_transform: Resizing of the images.
+        evaluation_transform: Resizing of the images; None takes the size of the method's published tests.
         regions: Where their region maps come from, for methods that go by them.
         batch_size: Images per process and step.
         num_workers: Worker processes.
@@ -271,8 +274,14 @@ class PredictionData(SegmentationDataModule):
             num_workers=num_workers,
             on_error=on_error,
         )
+        self._own_transform = evaluation_transform is not None
         self.images = [images] if isinstance(images, str) else images
         self.words = vocabulary
+
+    def use_photo_transform(self, transform: EvaluationTransform) -> None:
+        """Take a method's own size for photos, unless the user gave another."""
+        if not self._own_transform:
+            self.evaluation_transform = transform
 
     @property
     def prediction_vocabulary(self) -> Vocabulary:

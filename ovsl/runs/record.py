@@ -32,6 +32,9 @@ class CLIPIdentity:
     pretrained: str | None
     sha256: str
 
+    def __str__(self) -> str:
+        return f"{self.model!r} ({self.pretrained or 'random weights'})"
+
 
 @dataclass(frozen=True)
 class CheckpointRecord:
@@ -61,10 +64,14 @@ class CheckpointRecord:
         record = checkpoint.get("ovsl")
         if record is None:
             raise InputError("The checkpoint was not written by ovsl; convert official weights with `ovsl convert`.")
-        words = record["training_vocabulary"]
+        words, settings = record["training_vocabulary"], record["settings"]
+        clip = ((settings or {}).get("init_args") or {}).get("clip")
+        if clip and clip.get("pretrained") is None and clip.get("config") is None and not record["clip"]["pretrained"]:
+            # Random weights did not have to be asked for by name before 0.2.
+            settings = {**settings, "init_args": {**settings["init_args"], "clip": {**clip, "pretrained": "random"}}}
         return cls(
             method=record["method"],
-            settings=record["settings"],
+            settings=settings,
             clip=CLIPIdentity(**record["clip"]),
             training_vocabulary=None if words is None else Vocabulary.from_dict(words),
             step=int(checkpoint.get("global_step", 0)),
@@ -107,9 +114,14 @@ class CheckpointRecord:
                 "configuration, or another checkpoint."
             )
         if self.clip.sha256 != own.clip.sha256:
+            if self.clip.pretrained is None and own.clip.pretrained is None and self.clip.model == own.clip.model:
+                raise InputError(
+                    f"The checkpoint was trained on a random CLIP {self.clip.model!r} of another seed or `config`: give "
+                    "the seed_everything and the model.clip of its run, or all of its config.yaml."
+                )
             raise InputError(
-                f"The checkpoint was trained on CLIP {self.clip.model!r} ({self.clip.pretrained}), but "
-                f"{own.clip.model!r} ({own.clip.pretrained}) with other weights is loaded; set model.clip to match."
+                f"The checkpoint was trained on CLIP {self.clip}, but {own.clip} with other weights is loaded; set "
+                "model.clip to match."
             )
         missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
         wrong = sorted(key for key in expected.keys() & found.keys() if expected[key].shape != found[key].shape)

@@ -167,6 +167,7 @@ def main(args: Sequence[str] | None = None) -> Path:
 
 def _vocabulary(words: list[str] | str | None, module: SegmentationModule) -> Vocabulary:
     if words is not None:
+        module.use_own_words()
         return as_vocabulary(words)
     if module.training_vocabulary is None:
         raise InputError("The checkpoint does not say what it was trained on; give --vocabulary.")

@@ -10,6 +10,8 @@ from jsonargparse import ArgumentParser, Namespace
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
+from ovsl.clip.towers import RANDOM
+from ovsl.clip.toy import TOY_CLIPS
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs.directory import RunDirectory
@@ -116,5 +118,5 @@ def model_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
 def forget_clip_weights(config: Namespace) -> None:
     """Let the parsed model stand on a randomly initialised CLIP."""
     clip = config.model.init_args.clip
-    clip.pretrained = None
+    clip.pretrained = None if clip.model in TOY_CLIPS else RANDOM
     clip.quick_gelu = None

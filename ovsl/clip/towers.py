@@ -210,8 +210,8 @@ class FrozenCLIP(nn.Module):
                 words = sorted({self._tokenizer.decoder[i].replace("</w>", "") for i in unknown})
                 more = f" and {len(words) - 5} more" if len(words) > 5 else ""
                 raise InputError(
-                    f"The text tower of {self.name!r} has never read {', '.join(map(repr, words[:5]))}{more}; use words of the "
-                    "vocabulary 'toy', or another CLIP (--model.clip.model ViT-B-16 --model.clip.pretrained openai)."
+                    f"The text tower of {self.name!r} has never read {', '.join(map(repr, words[:5]))}{more}; use words "
+                    "of the vocabulary 'toy', or another CLIP (--model.clip.model ViT-B-16 --model.clip.pretrained openai)."
                 )
         return tokens.to(self.mean.device)
 
@@ -293,8 +293,8 @@ def build_clip(
     elif pretrained is None and config is None:
         tags = ", ".join([*open_clip.list_pretrained_tags_by_model(model), RANDOM])
         raise InputError(
-            f"CLIP {model!r} has no weights, and would answer at random; set model.clip.pretrained to a file, or to one "
-            f"of {tags}."
+            f"CLIP {model!r} has no weights, and would answer at random; set model.clip.pretrained to a file, or "
+            f"to one of {tags}."
         )
     name_says = bool(named_config.get("quick_gelu", False))
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained and config is None else {}

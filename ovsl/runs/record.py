@@ -116,8 +116,8 @@ class CheckpointRecord:
         if self.clip.sha256 != own.clip.sha256:
             if self.clip.pretrained is None and own.clip.pretrained is None and self.clip.model == own.clip.model:
                 raise InputError(
-                    f"The checkpoint was trained on a random CLIP {self.clip.model!r} of another seed or `config`: give "
-                    "the seed_everything and the model.clip of its run, or all of its config.yaml."
+                    f"The checkpoint was trained on a random CLIP {self.clip.model!r} of another seed or `config`: "
+                    "give the seed_everything and the model.clip of its run, or all of its config.yaml."
                 )
             raise InputError(
                 f"The checkpoint was trained on CLIP {self.clip}, but {own.clip} with other weights is loaded; set "

@@ -1,36 +1,36 @@
-"""The `ovsl` command: `fit`, `validate`, `test` and `predict` by LightningCLI, and the small tools."""
+"""The verbs of the `ovsl` command, `fit`, `validate`, `test` and `predict`, by LightningCLI; see `ovsl.__main__`."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 import ovsl.data
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
+from ovsl.__main__ import TOOLS, main
 from ovsl.callbacks import PredictionFiles, PredictionPictures, ResultFiles, RunCheckpoint
 from ovsl.data import SegmentationDataModule
-from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.parsing import OneSentence
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.record import CheckpointRecord
 from ovsl.shipped import ConfigurationFile, configuration_file
 from ovsl.vocabulary import vocabulary_name
 
-TOOLS = ("convert", "export", "profile", "report")
-"""The small commands: modules of `ovsl.tools`, imported when they are asked for."""
+__all__ = ["TOOLS", "Command", "main", "run_lightning"]
 
-DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, predict; and the tools
-{", ".join(TOOLS)} (`ovsl TOOL --help`)."""
+
+class CommandParser(OneSentence, LightningArgumentParser):
+    """Lightning's parser, with one sentence for a mistake."""
 
 
 class Command(LightningCLI):
@@ -38,7 +38,7 @@ class Command(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning does, but configuration files may be shipped ones, ``-c ovsl:NAME``."""
-        parser = LightningArgumentParser(**kwargs)
+        parser = CommandParser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
         return parser
 
@@ -69,7 +69,8 @@ class Command(LightningCLI):
                 settings = CheckpointRecord.read(path).settings
                 if settings:
                     subparser.set_defaults({"model": settings})
-        super().parse_arguments(parser, args)
+        # Lightning's own version warns of arguments that come from Python, and has nothing else to add.
+        self.config = parser.parse_args(given)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own version lets the checkpoint override the user; `parse_arguments` above replaces it.
@@ -124,30 +125,6 @@ class Command(LightningCLI):
             _say(f"Training stopped at step {step} of {most}; the same command goes on from its last checkpoint.")
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        args: Arguments after `ovsl`; those of the process when None.
-
-    Returns:
-        Exit status: 0, or 2 after a mistake in the input, whose one-line message is printed.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    try:
-        if given and given[0] in TOOLS:
-            importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
-        else:
-            run_lightning(args)
-    except (Exception, SystemExit) as error:
-        cause = next((e for e in _causes(error) if isinstance(e, InputError)), None)
-        if cause is None:
-            raise
-        print(f"ovsl: {' '.join(str(cause).split())}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def run_lightning(args: Sequence[str] | None = None) -> Command:
     """Run one of the LightningCLI verbs and return the finished command, for tests and notebooks."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
@@ -165,7 +142,7 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
         },
-        parser_kwargs={"prog": "ovsl", "description": DESCRIPTION},
+        parser_kwargs={"prog": "ovsl"},
         args=None if args is None else list(args),
     )
 
@@ -192,16 +169,3 @@ def checkpoint_of(args: Sequence[str]) -> Path | None:
 def _say(message: str | None) -> None:
     if message:
         print(message, flush=True)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The errors that an error stands for: what it was raised from, and what a parser was handling when it gave up."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        wrapped = current.__context__ if isinstance(current, SystemExit | ArgumentError) else None
-        current = current.__cause__ or wrapped
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -210,8 +210,9 @@ class FrozenCLIP(nn.Module):
                 words = sorted({self._tokenizer.decoder[i].replace("</w>", "") for i in unknown})
                 more = f" and {len(words) - 5} more" if len(words) > 5 else ""
                 raise InputError(
-                    f"The text tower of {self.name!r} has never read {', '.join(map(repr, words[:5]))}{more}; use words "
-                    "of the vocabulary 'toy', or another CLIP (--model.clip.model ViT-B-16 --model.clip.pretrained openai)."
+                    f"The text tower of {self.name!r} has never read {', '.join(map(repr, words[:5]))}{more}; use "
+                    "words of the vocabulary 'toy', or another CLIP (--model.clip.model ViT-B-16 "
+                    "--model.clip.pretrained openai)."
                 )
         return tokens.to(self.mean.device)
 

@@ -75,6 +75,13 @@ class SegmentationDataModule(LightningDataModule):
         on_error: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise InputError(f"data.{name} is {value}: it has to be at least {least}.")
         self.train = as_source(train, "train", panoptic)
         if vocabulary is None and isinstance(self.train, Catalogued):
             vocabulary = self.train.entry.vocabulary

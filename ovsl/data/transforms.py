@@ -47,6 +47,11 @@ class TrainTransform:
     brightness: float = 0.0
     category_max_ratio: float | None = None
 
+    def __post_init__(self) -> None:
+        sides = self.crop_size if isinstance(self.crop_size, tuple | list) else [self.crop_size]
+        if min(sides) < 1:
+            raise InputError(f"data.train_transform.crop_size is {self.crop_size}: it has to be at least 1 pixel.")
+
     def pipeline(self, ignore_index: int, panoptic: bool = False) -> A.Compose:
         """Build the pipeline: takes ``image`` and ``mask``; seeded per sample by its ``set_random_seed``.
 
@@ -106,6 +111,12 @@ class EvaluationTransform:
     interpolation: Literal["nearest", "bilinear", "bicubic", "area"] = "bilinear"
     enlarge: bool = True
     min_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "max_size", "min_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} of an evaluation_transform is {value}: it has to be at least 1 pixel.")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Resize an image, uint8 ``(H, W, 3)``, keeping its aspect ratio."""

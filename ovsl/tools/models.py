@@ -14,6 +14,7 @@ from ovsl.clip.towers import RANDOM
 from ovsl.clip.toy import TOY_CLIPS
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.parsing import Parser
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord, load_weights
 from ovsl.shipped import ConfigurationFile, configuration_file
@@ -42,7 +43,7 @@ def model_parser(prog: str, description: str, required: bool = True) -> Argument
         description: Shown by ``--help``.
         required: Whether a model has to be given.
     """
-    parser = ArgumentParser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description)
     parser.add_argument("-c", "--config", action=ModelFile, help=ConfigurationFile.HELP)
     parser.add_subclass_arguments(SegmentationModule, "model", required=required, fail_untyped=False)
     parser.add_argument("--seed_everything", type=bool | int, default=None, help="Seed of a random CLIP.")

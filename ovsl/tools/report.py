@@ -15,9 +15,9 @@ from ovsl.results.tables import TableStyle, average_over_seeds, format_table
 
 def main(args: Sequence[str]) -> None:
     """``ovsl report RUN_DIR... [--format text] [--output FILE] [--chart FILE.png] [--stage test]``."""
-    from jsonargparse import ArgumentParser
+    from ovsl.parsing import Parser
 
-    parser = ArgumentParser(prog="ovsl report", description="Print one table of all results below the directories.")
+    parser = Parser(prog="ovsl report", description="Print one table of all results below the directories.")
     # From its signature alone, jsonargparse would want a list in brackets here.
     parser.add_argument("run_dirs", nargs="+", type=Path, help="Directories of runs, searched at any depth.")
     parser.add_function_arguments(report, skip={"run_dirs"}, as_group=False)

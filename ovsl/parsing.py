@@ -178,4 +178,5 @@ def _load(path: str) -> Any:
 
 
 def _subclasses(base: type) -> set[type]:
-    return {each for child in base.__subclasses__() for each in ({child} | _subclasses(child))}
+    found: set[type] = set(base.__subclasses__())
+    return found.union(*map(_subclasses, found))

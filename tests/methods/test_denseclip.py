@@ -57,7 +57,8 @@ def batch(size: tuple[int, int] = (64, 96)) -> dict[str, Any]:
 def test_published_parameter_counts(clip: str, resolution: int, denseclip: int, baseline: int) -> None:
     for guided, published in ((True, denseclip), (False, baseline)):
         with torch.device("meta"):
-            module = DenseCLIP(150, CLIPSettings(clip, "random", quick_gelu=True), None, False, None, guided, False, resolution)
+            random = CLIPSettings(clip, "random", quick_gelu=True)
+            module = DenseCLIP(150, random, None, False, None, guided, False, resolution)
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == published
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ class Halves:
 
     def __init__(self, predicts_masks: bool = False) -> None:
         self.predicts_masks = predicts_masks
+        self.needs_regions = False
 
     def words(self, vocabulary: Vocabulary) -> Words:
         count = len(vocabulary)
@@ -40,11 +43,12 @@ def test_a_huge_photo_gets_maps_of_its_size_from_a_bounded_computation(
     segmenter = Segmenter(Halves(masks), Vocabulary.from_words(["left", "right"]), inference)
     computed: list[tuple[int, int]] = []
     original = Segmenter.__call__
-    monkeypatch.setattr(
-        Segmenter, "__call__", lambda self, images, sizes, segments: computed.extend(sizes) or original(
-            self, images, sizes, segments
-        ),
-    )  # fmt: skip
+
+    def call(self: Segmenter, images: Any, sizes: Any, segments: bool = False, regions: Any = None) -> Any:
+        computed.extend(sizes)
+        return original(self, images, sizes, segments, regions)
+
+    monkeypatch.setattr(Segmenter, "__call__", call)
     (found,) = segmenter.photos([torch.zeros(3, 64, 64, dtype=torch.uint8)], [(1200, 2000)])
     assert found.labels.shape == (1200, 2000)
     assert computed[0][0] * computed[0][1] <= 100 * 100

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ovsl.data import EvaluationSet, PredictionData, SegmentationDataModule
+from ovsl.data import EvaluationSet, PredictionData, SegmentationDataModule, ToySource
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary, as_vocabulary, generate_palette, vocabulary_name
 
@@ -113,7 +113,9 @@ def test_unknown_names_and_splits_say_what_can_be_given(json_file: str) -> None:
 
 def test_every_place_that_takes_a_name_takes_words_and_files(json_file: str) -> None:
     data = SegmentationDataModule(
-        vocabulary=json_file, split="few", evaluation={"mine": EvaluationSet(vocabulary=["road", "car"])}
+        vocabulary=json_file,
+        split="few",
+        evaluation={"mine": EvaluationSet(vocabulary=["road", "car"], test=ToySource(0, 1, 32))},
     )
     assert data.training_vocabulary == as_vocabulary(json_file, "few")
     assert data.evaluation_vocabularies["mine"].classes == ("road", "car")

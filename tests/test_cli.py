@@ -182,12 +182,13 @@ def test_run_directory_of_another_run_is_left_alone(trained, small, capsys):
 
 
 def test_a_run_on_words_of_ones_own_goes_on_only_with_them(small, tmp_path, capsys):
-    file, run = tmp_path / "mine.txt", tmp_path / "run"
-    words = Vocabulary.load("toy").classes
+    file, run = tmp_path / "mine.csv", tmp_path / "run"
+    toy = Vocabulary.load("toy")
+    words = ["name,is_thing", *(f"{name},{thing}" for name, thing in zip(toy.classes, toy.things, strict=True))]
     file.write_text("\n".join(words))
     more = ["--data.vocabulary", str(file), "--data.split", "null", "--trainer.max_steps"]
     assert _fit(small, run, *more, "1") == 0
-    file.write_text("\n".join([*words[:-1], "something else"]))
+    file.write_text("\n".join([*words[:-1], "something else,false"]))
     assert _fit(small, run, *more, "2") == 2
     assert "give back the vocabulary of the run" in capsys.readouterr().err
     file.write_text("\n".join(words))

@@ -37,6 +37,10 @@ def test_a_command_is_understood(
         assert main(command) == 2
         assert NOT_THERE[command[0]] in capsys.readouterr().err
         return
+    if "--ckpt_path" in command:
+        assert main(command) == 2
+        assert "There is no checkpoint 'zegclip.ckpt'" in capsys.readouterr().err
+        return
     files = [word for flag, word in pairwise(command) if flag == "-c"]
     if any(file.startswith("runs/") for file in files):  # what the command before it has written
         assert command[0] in VERBS
@@ -51,7 +55,7 @@ def test_a_released_clip_is_set_where_the_readme_says(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)
-    sentence = re.search(r"With a released CLIP, take\s+`([\w/.]+)` with `(--model[^`]*)`", README)
+    sentence = re.search(r"With a released CLIP, take\s+`([\w/.]+)` with\s+`(--model[^`]*)`", README)
     assert sentence is not None
     with pytest.raises(SystemExit) as ended:
         main(["fit", "-c", sentence[1], "-c", "ovsl:data/camvid", *sentence[2].split(), "--print_config"])

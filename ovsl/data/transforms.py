@@ -47,6 +47,11 @@ class TrainTransform:
     brightness: float = 0.0
     category_max_ratio: float | None = None
 
+    def __post_init__(self) -> None:
+        sides = self.crop_size if isinstance(self.crop_size, tuple | list) else [self.crop_size]
+        if min(sides) < 1:
+            raise InputError(f"data.train_transform.crop_size is {self.crop_size}: it has to be at least 1 pixel.")
+
     def pipeline(self, ignore_index: int, panoptic: bool = False) -> A.Compose:
         """Build the pipeline: takes ``image`` and ``mask``; seeded per sample by its ``set_random_seed``.
 
@@ -97,11 +102,21 @@ class EvaluationTransform:
         short_side: Length of the short side after resizing. None keeps the size of the image.
         max_size: Largest long side after resizing; the short side gives way.
         interpolation: How pixels are interpolated.
+        enlarge: Whether images that are smaller are enlarged.
+        min_size: Smallest side after resizing; where it counts, it changes the aspect ratio.
     """
 
     short_side: int | None = None
     max_size: int | None = None
     interpolation: Literal["nearest", "bilinear", "bicubic", "area"] = "bilinear"
+    enlarge: bool = True
+    min_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "max_size", "min_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} of an evaluation_transform is {value}: it has to be at least 1 pixel.")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Resize an image, uint8 ``(H, W, 3)``, keeping its aspect ratio."""
@@ -109,7 +124,15 @@ class EvaluationTransform:
         factor = 1.0 if self.short_side is None else self.short_side / min(height, width)
         if self.max_size is not None:
             factor = min(factor, self.max_size / max(height, width))
-        return _resize(image, factor, INTERPOLATIONS[self.interpolation])
+        if not self.enlarge:
+            factor = min(factor, 1.0)
+        return _resize(image, factor, INTERPOLATIONS[self.interpolation], self.min_size)
+
+    def __str__(self) -> str:
+        at_most = "" if self.enlarge else "at most "
+        sides = (("short side", at_most, self.short_side), ("long side", "at most ", self.max_size))
+        said = [f"{name} of {limit}{value}" for name, limit, value in sides if value is not None]
+        return f"a {' and a '.join(said)} pixels" if said else "their own size"
 
 
 class ScaleJitter(A.DualTransform):
@@ -236,8 +259,11 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         return cv2.LUT(img, np.clip(levels * last, 0, 255).astype(np.uint8)) if last != 1.0 else img
 
 
-def _resize(image: np.ndarray, factor: float, interpolation: int) -> np.ndarray:
-    """Resize by a factor, to the nearest whole number of pixels; halves go up, as in MMCV and detectron2."""
+def _resize(image: np.ndarray, factor: float, interpolation: int, min_size: int = 1) -> np.ndarray:
+    """Resize by a factor, to the nearest whole number of pixels (halves go up, as in MMCV and detectron2).
+
+    No side gets below `min_size`.
+    """
     height, width = image.shape[:2]
-    size = (max(1, int(width * factor + 0.5)), max(1, int(height * factor + 0.5)))
+    size = (max(min_size, int(width * factor + 0.5)), max(min_size, int(height * factor + 0.5)))
     return image if size == (width, height) else cv2.resize(image, size, interpolation=interpolation)

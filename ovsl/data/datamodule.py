@@ -41,7 +41,7 @@ class SegmentationDataModule(LightningDataModule):
         vocabulary: Name of the vocabulary of the training labels; None takes that of the catalogue.
         split: Zero-shot split of the training vocabulary.
         ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
-            images are kept).
+            images are kept, and only the choice of a crop by ``category_max_ratio`` counts those pixels).
         evaluation: Datasets to evaluate on, by name, that of their scores; for one of the catalogue `{}` is enough.
         train_transform: Augmentation of training samples.
         evaluation_transform: Resizing of evaluation images; None takes the sizes of the catalogue.
@@ -143,9 +143,10 @@ class SegmentationDataModule(LightningDataModule):
                 f"{self.train.name} has {len(self.train)} rows, fewer than one global batch of "
                 f"{self.batch_size * self._world_size}: lower data.batch_size."
             )
-        rows = self._rows(self.train, vocabulary, ignored=_unseen(vocabulary) if self.ignore_unseen else [])
+        hidden = vocabulary.unseen_indices if self.ignore_unseen else []
+        rows = self._rows(self.train, vocabulary)
         return self._loader(
-            TrainingBatches(rows, self.train_transform, self.batch_size, self.seed),
+            TrainingBatches(rows, self.train_transform, self.batch_size, self.seed, hidden),
             PositionSampler(lambda: self.position, self.batch_size, steps, self._rank, self._world_size),
             persistent=True,
         )
@@ -213,8 +214,8 @@ class SegmentationDataModule(LightningDataModule):
             worker_init_fn=one_thread,
         )
 
-    def _rows(self, source: Source, vocabulary: Vocabulary, ignored: list[int] | None = None) -> LabelledRows:
-        rows = LabelledRows(source, vocabulary, self.on_error, ignored)
+    def _rows(self, source: Source, vocabulary: Vocabulary) -> LabelledRows:
+        rows = LabelledRows(source, vocabulary, self.on_error)
         self._counted.append(rows)
         return rows
 
@@ -344,7 +345,3 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key in which digits compare as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", path.as_posix())]
-
-
-def _unseen(vocabulary: Vocabulary) -> list[int]:
-    return [] if vocabulary.seen is None else vocabulary.unseen_indices

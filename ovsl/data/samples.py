@@ -2,7 +2,7 @@
 
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -39,7 +39,6 @@ class LabelledRows:
         source: Where rows come from.
         vocabulary: Classes of the labels.
         on_error: ``error`` raises on an image that cannot be decoded, ``skip`` counts and logs it.
-        ignored_classes: Class indices whose pixels become ``ignore_index``.
 
     Attributes:
         skipped: Number of rows skipped so far, over all workers of this process.
@@ -48,9 +47,7 @@ class LabelledRows:
         InputError: The source has segments, but the vocabulary does not know things from stuff.
     """
 
-    def __init__(
-        self, source: Source, vocabulary: Vocabulary, on_error: str = "error", ignored_classes: list[int] | None = None
-    ) -> None:
+    def __init__(self, source: Source, vocabulary: Vocabulary, on_error: str = "error") -> None:
         if source.panoptic and vocabulary.things is None:
             raise InputError(
                 f"Vocabulary '{vocabulary.name}' does not say which classes are things, which the segments of "
@@ -60,8 +57,7 @@ class LabelledRows:
         self.vocabulary = vocabulary
         self.on_error = on_error
         self._skipped = multiprocessing.Value("q", 0)
-        table = label_table(source.label_transform, source.ignore_index, len(vocabulary), vocabulary.ignore_index)
-        self._table = np.where(np.isin(table, ignored_classes or []), vocabulary.ignore_index, table)
+        self._table = label_table(source.label_transform, source.ignore_index, len(vocabulary), vocabulary.ignore_index)
         # OpenCV resizes masks of 8 and 16 bits.
         self._dtype = np.uint8 if max(len(vocabulary) - 1, vocabulary.ignore_index) < 256 else np.uint16
 
@@ -132,13 +128,26 @@ class TrainingBatches(Dataset):
         transform: Augmentation.
         batch_size: Samples per batch.
         seed: Seed of order and augmentation.
+        hidden_classes: Class indices whose pixels become `ignore_index` and whose segments are left out. The crop is
+            chosen before, as in ZegCLIP's code, where the loss hides them.
     """
 
-    def __init__(self, rows: LabelledRows, transform: TrainTransform, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        rows: LabelledRows,
+        transform: TrainTransform,
+        batch_size: int,
+        seed: int,
+        hidden_classes: Sequence[int] = (),
+    ) -> None:
         self.rows = rows
-        self.pipeline = transform.pipeline(rows.vocabulary.ignore_index, rows.source.panoptic)
+        ignore_index = rows.vocabulary.ignore_index
+        self.pipeline = transform.pipeline(ignore_index, rows.source.panoptic)
         self.batch_size = batch_size
         self.seed = seed
+        self.hidden_classes = list(hidden_classes)
+        self._shown = np.arange(max(len(rows.vocabulary), ignore_index + 1))
+        self._shown[self.hidden_classes] = ignore_index
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> "dict[str, Any] | InputError":
@@ -156,7 +165,7 @@ class TrainingBatches(Dataset):
         batch: dict[str, Any] = {
             "image": torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2).contiguous(),
             # Widened once for the whole batch: int64 masks are dear to copy.
-            "semantic": torch.from_numpy(np.stack([np.asarray(row.semantic) for row in rows]).astype(np.int64)),
+            "semantic": torch.from_numpy(self._shown[np.stack([np.asarray(row.semantic) for row in rows])]),
             "id": [row.id for row in rows],
         }
         segments = [row.segments for row in rows if row.segments is not None]
@@ -167,7 +176,10 @@ class TrainingBatches(Dataset):
         return batch
 
     def sample(self, position: int) -> Row:
-        """The augmented row at a position, its mask uint8 or uint16 and its segments those of :func:`countable`."""
+        """Return the augmented row at a position.
+
+        Its mask is uint8 or uint16 and still has the hidden classes; its segments are those of `countable`.
+        """
         # A skipped row is replaced by the next one in the order, whichever worker meets it.
         for candidate in range(position, position + MAX_CONSECUTIVE_SKIPS):
             epoch, place = divmod(candidate, len(self.rows.source))
@@ -187,7 +199,7 @@ class TrainingBatches(Dataset):
         if row.segments is None:
             transformed = self.pipeline(image=row.image, mask=row.semantic)
             return Row(row.id, transformed["image"], transformed["mask"])
-        segments = countable(row.segments, self.rows.vocabulary)
+        segments = countable(row.segments, self.rows.vocabulary, self.hidden_classes)
         dtype = np.uint8 if len(segments.classes) < 256 and row.semantic.dtype == np.uint8 else np.uint16
         transformed = self.pipeline(image=row.image, mask=np.dstack([row.semantic, segments.ids]).astype(dtype))
         semantic, ids = np.moveaxis(transformed["mask"], -1, 0)
@@ -282,20 +294,21 @@ class SegmentationLoader(DataLoader):
         """Nothing to restore, see :meth:`state_dict`."""
 
 
-def countable(segments: Segments, vocabulary: Vocabulary) -> Segments:
-    """Segments as training targets: crowd regions left out, stuff of one class merged.
+def countable(segments: Segments, vocabulary: Vocabulary, hidden_classes: Sequence[int] = ()) -> Segments:
+    """Make training targets of segments: crowd regions left out, stuff of one class merged.
 
     Args:
         segments: With class indices of the vocabulary.
         vocabulary: Knows things from stuff.
+        hidden_classes: Class indices whose segments are left out.
     """
-    crowd = segments.crowd
+    kept = ~segments.crowd & ~np.isin(segments.classes, hidden_classes)
     # Every thing is a group of its own, all stuff of a class is one.
     thing = np.array(vocabulary.things)[segments.classes]
     group = np.where(thing, np.arange(len(thing)) + len(vocabulary), segments.classes)
-    _, numbers = np.unique(group[~crowd], return_inverse=True)
-    result = np.zeros(len(crowd), np.int64)
-    result[~crowd] = numbers + 1
+    _, numbers = np.unique(group[kept], return_inverse=True)
+    result = np.zeros(len(kept), np.int64)
+    result[kept] = numbers + 1
     return segments.renumber(result)
 
 

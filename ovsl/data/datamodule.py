@@ -54,6 +54,8 @@ class SegmentationDataModule(LightningDataModule):
         seed: Seed of the order and the augmentation.
         on_error: Undecodable images: ``error`` stops, ``skip`` leaves them out, counts and logs them. A skipped
             training sample is replaced by the next one in the order.
+        group_by_orientation: Whether the training images of one process and step are all wider than high, or all not
+            (as in Detectron2); the source has to know the sizes of its images, see `ParquetRows`.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class SegmentationDataModule(LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         on_error: Literal["error", "skip"] = "error",
+        group_by_orientation: bool = False,
     ) -> None:
         super().__init__()
         self.train = as_source(train, "train", panoptic)
@@ -91,6 +94,7 @@ class SegmentationDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.on_error = on_error
+        self.group_by_orientation = group_by_orientation
         # Samples and batches consumed when the checkpoint was written that this run continues.
         self._restored = {"position": 0, "batches": 0}
         self._counted: list[LabelledRows] = []
@@ -111,11 +115,12 @@ class SegmentationDataModule(LightningDataModule):
     @property
     def evaluation_tasks(self) -> list[EvaluationTask]:
         """What is evaluated, in the order of the evaluation loaders. Needs no `setup`."""
-        published = {name: dataset.published or {} for name, dataset in self.evaluation.items()}
-        return [
-            EvaluationTask(name, vocabulary, published.get(name, {}))
-            for name, vocabulary in self.evaluation_vocabularies.items()
-        ]
+        tasks = []
+        for name, vocabulary in self.evaluation_vocabularies.items():
+            # Prediction has a vocabulary without a dataset.
+            dataset = self.evaluation.get(name, EvaluationSet(vocabulary.name))
+            tasks.append(EvaluationTask(name, vocabulary, dataset.published or {}, dataset.average_precision))
+        return tasks
 
     @property
     def position(self) -> int:
@@ -144,9 +149,10 @@ class SegmentationDataModule(LightningDataModule):
                 f"{self.batch_size * self._world_size}: lower data.batch_size."
             )
         hidden = vocabulary.unseen_indices if self.ignore_unseen else []
+        portrait = self.train.portrait() if self.group_by_orientation else None
         rows = self._rows(self.train, vocabulary)
         return self._loader(
-            TrainingBatches(rows, self.train_transform, self.batch_size, self.seed, hidden),
+            TrainingBatches(rows, self.train_transform, self.batch_size, self.seed, hidden, portrait),
             PositionSampler(lambda: self.position, self.batch_size, steps, self._rank, self._world_size),
             persistent=True,
         )

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ovsl.data.order import sample_seed
+from ovsl.data.order import orientation_order, sample_seed
 from ovsl.data.regions import RegionMaps
 from ovsl.data.sources import (
     INVALID_LABEL,
     LABEL_VALUES,
+    InstanceTruth,
     Row,
     Segments,
     Source,
@@ -104,20 +105,30 @@ class LabelledRows:
                 "label_transform, ignore_index or the vocabulary of this data."
             )
         segments = None if row.segments is None else self._segments(row.segments, index, row.id)
-        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments, row.regions)
+        instances = None if row.instances is None else self._instances(row.instances, index, row.id)
+        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments, row.regions, instances)
 
     def _segments(self, segments: Segments, index: int, id: str) -> Segments:
-        known = (segments.classes >= 0) & (segments.classes < LABEL_VALUES)
-        classes = np.where(known, self._table[np.where(known, segments.classes, 0)], INVALID_LABEL).astype(np.int64)
-        if classes.min(initial=0) < 0:
-            raise InputError(
-                f"Category {int(segments.classes[classes < 0].max())} of a segment in row {index} ('{id}') of "
-                f"{self.source.name} is outside the {len(self.vocabulary)} classes of vocabulary "
-                f"'{self.vocabulary.name}': set label_transform, ignore_index or the vocabulary of this data."
-            )
+        classes = self._classes(segments.classes, "a segment", index, id)
         kept = classes != self.vocabulary.ignore_index
         kept &= np.bincount(segments.ids.ravel(), minlength=len(classes) + 1)[1:] > 0
         return Segments(segments.ids, classes, segments.crowd).renumber(kept.cumsum() * kept)
+
+    def _instances(self, instances: InstanceTruth, index: int, id: str) -> InstanceTruth:
+        classes = self._classes(instances.classes, "an instance", index, id)
+        kept = classes != self.vocabulary.ignore_index
+        return InstanceTruth(instances.masks[kept], classes[kept], instances.crowd[kept])
+
+    def _classes(self, categories: np.ndarray, what: str, index: int, id: str) -> np.ndarray:
+        known = (categories >= 0) & (categories < LABEL_VALUES)
+        classes = np.where(known, self._table[np.where(known, categories, 0)], INVALID_LABEL).astype(np.int64)
+        if classes.min(initial=0) < 0:
+            raise InputError(
+                f"Category {int(categories[classes < 0].max())} of {what} in row {index} ('{id}') of "
+                f"{self.source.name} is outside the {len(self.vocabulary)} classes of vocabulary "
+                f"'{self.vocabulary.name}': set label_transform, ignore_index or the vocabulary of this data."
+            )
+        return classes
 
 
 class TrainingBatches(Dataset):
@@ -130,6 +141,8 @@ class TrainingBatches(Dataset):
         seed: Seed of order and augmentation.
         hidden_classes: Class indices whose pixels become `ignore_index` and whose segments are left out. The crop is
             chosen before, as in ZegCLIP's code, where the loss hides them.
+        portrait: Whether the image of each row is no wider than high, bool `(rows,)`, to make batches of images of one
+            orientation; None takes them as they come.
     """
 
     def __init__(
@@ -139,8 +152,10 @@ class TrainingBatches(Dataset):
         batch_size: int,
         seed: int,
         hidden_classes: Sequence[int] = (),
+        portrait: np.ndarray | None = None,
     ) -> None:
         self.rows = rows
+        self.portrait = portrait
         ignore_index = rows.vocabulary.ignore_index
         self.pipeline = transform.pipeline(ignore_index, rows.source.panoptic)
         self.batch_size = batch_size
@@ -207,7 +222,11 @@ class TrainingBatches(Dataset):
 
     def _index(self, epoch: int, place: int) -> int:
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.rows.source.order(self.seed, epoch)
+            order = self.rows.source.order(self.seed, epoch)
+            if self.portrait is not None:
+                # Batches are numbered over all epochs: the first may have begun in the one before.
+                order = orientation_order(order, self.portrait, self.batch_size, -epoch * len(order) % self.batch_size)
+            self._epoch, self._order = epoch, order
         return int(self._order[place])
 
 
@@ -239,13 +258,16 @@ class EvaluationBatches(Dataset):
         Returns:
             Lists: ``image`` uint8 ``(3, H, W)``, ``semantic`` int64 ``(H0, W0)`` (or ``path``, where unlabelled),
             ``original_size``, ``id``; from a panoptic source also ``segment_ids`` int32 ``(H0, W0)``,
-            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``; where there are region maps,
-            ``regions`` int32 ``(H0, W0)``. None where all rows were skipped. An error is returned, not raised.
+            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``; from one with instances also
+            `instance_masks`, `instance_classes` and `instance_crowd`; where there are region maps, ``regions`` int32
+            ``(H0, W0)``. None where all rows were skipped. An error is returned, not raised.
         """
         batch: dict[str, list[Any]] = {"image": [], "original_size": [], "id": []}
         batch["semantic" if self.labelled else "path"] = []
         if self.labelled and self.rows.source.panoptic:
             batch |= {"segment_ids": [], "segment_classes": [], "segment_crowd": []}
+        if self.labelled and self.rows.source.has_instances:
+            batch |= {"instance_masks": [], "instance_classes": [], "instance_crowd": []}
         try:
             for index in indices:
                 row = self.rows.row(index)
@@ -267,6 +289,10 @@ class EvaluationBatches(Dataset):
                     batch["segment_ids"].append(torch.from_numpy(row.segments.ids.astype(np.int32)))
                     batch["segment_classes"].append(torch.from_numpy(row.segments.classes))
                     batch["segment_crowd"].append(torch.from_numpy(row.segments.crowd))
+                if self.labelled and row.instances is not None:
+                    batch["instance_masks"].append(torch.from_numpy(row.instances.masks))
+                    batch["instance_classes"].append(torch.from_numpy(row.instances.classes))
+                    batch["instance_crowd"].append(torch.from_numpy(row.instances.crowd))
         except InputError as error:
             return error
         return batch if batch["id"] else None

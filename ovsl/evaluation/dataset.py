@@ -12,7 +12,13 @@ from torch import Tensor
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
 from ovsl.evaluation.segmenter import Segmenter
 from ovsl.inference import Segmentation
-from ovsl.metrics import AbsentClasses, MaskAveragePrecision, OpenVocabularyIoU, PanopticQuality
+from ovsl.metrics import (
+    AbsentClasses,
+    CityscapesAveragePrecision,
+    MaskAveragePrecision,
+    OpenVocabularyIoU,
+    PanopticQuality,
+)
 from ovsl.results import ClassResult, EvaluationResult
 
 
@@ -58,7 +64,8 @@ class DatasetEvaluation:
         if segmenter.method.predicts_masks and things is not None:
             self._is_thing = torch.tensor(things, device=device)
             self.panoptic_quality = PanopticQuality(num_classes, things, seen).to(device)
-            self.average_precision = MaskAveragePrecision(num_classes, seen).to(device)
+            rules = CityscapesAveragePrecision if task.average_precision == "cityscapes" else MaskAveragePrecision
+            self.average_precision = rules(num_classes, seen).to(device)
 
     def update(self, batch: EvaluationBatch) -> list[Segmentation]:
         """Segment a batch and count it.
@@ -74,22 +81,27 @@ class DatasetEvaluation:
         for segmentation, target in zip(found, batch["semantic"], strict=True):
             self.iou.update(segmentation.labels, target)
         if counts_segments:
-            truth = (batch["segment_ids"], batch["segment_classes"], batch["segment_crowd"])
-            for segmentation, ids, classes, crowd in zip(found, *truth, strict=True):
-                self._count_segments(segmentation, ids, classes, crowd)
+            for index, segmentation in enumerate(found):
+                self._count_segments(segmentation, batch, index)
         return found
 
-    def _count_segments(self, found: Segmentation, ids: Tensor, classes: Tensor, crowd: Tensor) -> None:
+    def _count_segments(self, found: Segmentation, batch: EvaluationBatch, index: int) -> None:
         if self.panoptic_quality is None or self.average_precision is None:
             return
         if found.panoptic is None or found.instances is None:  # a sliding window does not join its masks
             return
+        ids, classes = batch["segment_ids"][index], batch["segment_classes"][index]
+        crowd = batch["segment_crowd"][index]
         self.panoptic_quality.update(found.panoptic.segment_ids, found.panoptic.classes, ids, classes, crowd)
-        things = self._is_thing[classes].nonzero().flatten()
-        masks = ids == things[:, None, None] + 1
+        if "instance_masks" in batch:
+            labels, masks = batch["instance_classes"][index], batch["instance_masks"][index]
+            crowd = batch["instance_crowd"][index]
+        else:
+            things = self._is_thing[classes].nonzero().flatten()
+            labels, masks, crowd = classes[things], ids == things[:, None, None] + 1, crowd[things]
         instances = found.instances
         self.average_precision.update(
-            instances.scores, instances.labels, instances.masks, classes[things], masks, crowd[things]
+            instances.scores, instances.labels, instances.masks, labels, masks, crowd, void=ids == 0
         )
 
     def result(self, header: RunHeader) -> EvaluationResult:

@@ -273,7 +273,7 @@ class Crop(A.DualTransform):
     def _mixed(self, labels: np.ndarray, max_ratio: float) -> bool:
         counts = np.bincount(labels.ravel(), minlength=self.ignore_index + 1)
         counts[self.ignore_index] = 0
-        return np.count_nonzero(counts) > 1 and counts.max() < max_ratio * counts.sum()
+        return bool(np.count_nonzero(counts) > 1 and counts.max() < max_ratio * counts.sum())
 
     def apply(self, img: np.ndarray, window: tuple[slice, slice], **params: Any) -> np.ndarray:
         """Cut the window out of the image."""

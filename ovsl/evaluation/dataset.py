@@ -7,7 +7,6 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
 from ovsl.evaluation.segmenter import Segmenter

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from ovsl.metrics import (
     OpenVocabularyIoU,
     PanopticQuality,
 )
+from ovsl.metrics.segmentation import seen_and_unseen_means
 from ovsl.results import ClassResult, EvaluationResult
 
 
@@ -48,12 +50,20 @@ class DatasetEvaluation:
         segmenter: The method with the words of the dataset.
         absent: How mIoU treats classes that the ground truth lacks, see `OpenVocabularyIoU`.
         device: Where counts are kept.
+        seen_by_synonyms: Seen marks by the rule that FC-CLIP published, where they differ from those of the segmenter;
+            the result then has the means of both.
     """
 
     def __init__(
-        self, task: EvaluationTask, segmenter: Segmenter, absent: AbsentClasses, device: torch.device | str = "cpu"
+        self,
+        task: EvaluationTask,
+        segmenter: Segmenter,
+        absent: AbsentClasses,
+        device: torch.device | str = "cpu",
+        seen_by_synonyms: Sequence[bool] | None = None,
     ) -> None:
         self.task = task
+        self.seen_by_synonyms = seen_by_synonyms
         self.segmenter = segmenter
         vocabulary = segmenter.vocabulary
         num_classes, seen, things = len(vocabulary), vocabulary.seen, vocabulary.things
@@ -111,6 +121,9 @@ class DatasetEvaluation:
         """
         values = self.iou.compute()
         metrics = {name: _number(values[name].item()) for name in self.iou.scalars}
+        if self.seen_by_synonyms is not None:
+            means = seen_and_unseen_means(values["iou"], self.seen_by_synonyms)
+            metrics |= {f"{name}_by_synonyms": _number(value.item()) for name, value in means.items()}
         for metric in (self.panoptic_quality, self.average_precision):
             if metric is not None:
                 metrics |= _segment_metrics(metric)

@@ -141,6 +141,31 @@ def test_without_whole_masks_or_panoptic_data_there_is_only_the_label_map(
     assert metrics["mIoU"] == 1
 
 
+class Watcher(DenseOracle):
+    """Remembers in which precision it and the text tower ran."""
+
+    def forward(self, images: Tensor, text: Any) -> Prediction:
+        self.seen_precisions.add((torch.is_autocast_enabled("cpu"), text.vectors.dtype))
+        return super().forward(images, text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [({}, (False, torch.float32)), ({"mixed_precision_evaluation": True}, (True, torch.float32))]
+)
+def test_tests_run_in_float32_unless_asked_otherwise(tiny_settings, asked: dict, expected: tuple) -> None:
+    module = Watcher(clip=tiny_settings, templates="single", **asked)
+    module.seen_precisions = set()
+    source = TellingSource(2, 2, 48)
+    data = SegmentationDataModule(evaluation={"toy": EvaluationSet("toy", None, source, source)}, num_workers=0)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", **quiet)
+    with torch.autocast("cpu", torch.bfloat16):  # as in training: what is cached then serves the test too
+        assert module.text_classifier(Vocabulary.load("toy")).vectors.dtype == torch.float32
+    for verb in (trainer.test, trainer.validate):
+        verb(module, data, verbose=False)
+    assert module.seen_precisions == {expected}
+
+
 @pytest.fixture
 def module(tiny_settings) -> SegmentationModule:
     module = Oracle(clip=tiny_settings, templates="single")

@@ -21,8 +21,10 @@ from ovsl.callbacks import PredictionFiles, PredictionPictures, ResultFiles, Run
 from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.recipe import recipe
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.record import CheckpointRecord
+from ovsl.tools.models import forget_clip_weights
 from ovsl.shipped import ConfigurationFile, configuration_file
 
 TOOLS = ("convert", "export", "profile", "report")
@@ -50,6 +52,11 @@ class Command(LightningCLI):
             help="Folder of the run; default runs/<method>-<training vocabulary>. A second start there resumes.",
         )
         parser.set_defaults({"data": {"class_path": "ovsl.data.SegmentationDataModule"}})
+        parser.add_argument(
+            "--print_recipe",
+            action="store_true",
+            help="Print what would be trained, on what and how, in a dozen lines, and stop.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
@@ -77,6 +84,13 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run directory and the logger before anything is built."""
         config = self.config[self.subcommand]
+        if config.print_recipe:
+            # The machine that prints needs neither the devices nor the weights that the run asks for.
+            self.asked = dict(config.trainer)
+            config.trainer.update(Namespace(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None))
+            forget_clip_weights(config)
+            if config.model.init_args.get("backbone_pretrained"):
+                config.model.init_args.backbone_pretrained = False
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / self._default_run_name(config))
         config.trainer.default_root_dir = config.run_dir
@@ -98,6 +112,9 @@ class Command(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Give the model its settings, let `runs` decide how to start, and record the start."""
         verb = str(self.subcommand)
+        if self.config[verb].print_recipe:
+            print(recipe(self.model, self.datamodule, self.asked))
+            raise SystemExit(0)
         dumped = self._parser(verb).dump(self.config[verb], skip_none=False, skip_validation=True)
         plain = yaml.safe_load(dumped)
         self.model.settings = plain["model"]

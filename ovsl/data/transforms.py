@@ -335,6 +335,6 @@ class PhotometricDistortion(A.ImageOnlyTransform):
 
 
 def _scaled(image: np.ndarray, factor: float) -> tuple[int, int]:
-    """Height and width times a factor, to the nearest whole number of pixels; halves go up, as in MMCV and detectron2."""
+    """Height and width times a factor, in whole pixels; halves go up, as in MMCV and detectron2."""
     height, width = image.shape[:2]
     return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))

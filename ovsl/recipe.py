@@ -32,12 +32,16 @@ def recipe(model: SegmentationModule, data: SegmentationDataModule, trainer: Map
         optimizer = build_optimizer(model)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         total = sum(p.numel() for p in model.parameters())
-        lines["trains"] = f"{len(trained)} tensors, {sum(p.numel() for p in trained) / 1e6:.2f} M of {total / 1e6:.2f} M"
+        lines["trains"] = (
+            f"{len(trained)} tensors, {sum(p.numel() for p in trained) / 1e6:.2f} M of {total / 1e6:.2f} M"
+        )
         for group in optimizer.param_groups:
             decay = group.get("weight_decay", 0)
-            lines[f"group {group.get('name')}"] = f"{len(group['params'])} tensors, rate {group['lr']:g}, decay {decay:g}"
+            lines[f"group {group.get('name')}"] = (
+                f"{len(group['params'])} tensors, rate {group['lr']:g}, decay {decay:g}"
+            )
         lines["optimiser"] = type(optimizer).__name__ + _clipping(trainer)
-        lines["schedule"] = _schedule(model, steps)
+        lines["schedule"] = _schedule(model, optimizer.param_groups[0]["lr"], steps)
     tests = "as in training" if model.mixed_precision_evaluation else "float32"
     lines["precision"] = f"{trainer.get('precision') or 'float32'} in training, {tests} in evaluation"
     lines["evaluation"] = ", ".join(data.evaluation) + f", every {trainer.get('val_check_interval') or 'epoch'}"
@@ -80,10 +84,10 @@ def _clipping(trainer: Mapping[str, Any]) -> str:
     return f", gradients clipped to {value:g}" if value else ", no clipping"
 
 
-def _schedule(model: SegmentationModule, steps: int) -> str:
+def _schedule(model: SegmentationModule, rate: float, steps: int) -> str:
     name = type(model.schedule).__name__
     if steps <= 0:
         return name
-    shares = (0, steps // 4, steps // 2, 3 * steps // 4, steps - 1)
-    factors = (f"{model.schedule.learning_rate(1.0, step, steps):.4g} at {step}" for step in shares)
-    return f"{name}: the rate times {', '.join(factors)}"
+    places = (0, steps // 4, steps // 2, 3 * steps // 4, steps - 1)
+    rates = (f"{model.schedule.learning_rate(rate, step, steps):.4g} at {step}" for step in places)
+    return f"{name}: the first group {', '.join(rates)}"

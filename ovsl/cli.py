@@ -24,8 +24,8 @@ from ovsl.methods.base import SegmentationModule
 from ovsl.recipe import recipe
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.record import CheckpointRecord
-from ovsl.tools.models import forget_clip_weights
 from ovsl.shipped import ConfigurationFile, configuration_file
+from ovsl.tools.models import forget_clip_weights
 
 TOOLS = ("convert", "export", "profile", "report")
 """The small commands: modules of `ovsl.tools`, imported when they are asked for."""

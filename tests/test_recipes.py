@@ -1,21 +1,21 @@
 """The recipes of the experiments against facts that were derived from the official repositories, not from this code.
 
 Parameter groups are built on tiny CLIPs, which have all kinds of parameters. Where the facts come from:
-
-ZegCLIP (`configs/coco/vpt_seg_zero_vit-b_512x512_80k_12_100_multi.py`, `configs/_base_/schedules/schedule_80k.py`): AdamW
-2e-5, decay 0.01; `custom_keys` multiply the rate of `backbone` and `head` by 10, and MMCV takes the first key that a name
-holds, so the keys `norm` and `ln` without decay never apply: one group. Poly 0.9 down to 1e-6 per step, linear warm-up of
-1500 steps from a millionth: at step s the rate is r(s) (1 - (1 - 1e-6) (1 - s / 1500)) with
-r(s) = (2e-4 - 1e-6) (1 - s / 80000)^0.9 + 1e-6. Pads normalised images with 0, so with the mean 123.675, 116.28, 103.53.
+ZegCLIP (`configs/coco/vpt_seg_zero_vit-b_512x512_80k_12_100_multi.py`, `configs/_base_/schedules/schedule_80k.py`):
+AdamW 2e-5, decay 0.01; `custom_keys` multiply the rate of `backbone` and `head` by 10, and MMCV takes the first key
+that a name holds, so the keys `norm` and `ln` without decay never apply: one group. Poly 0.9 down to 1e-6 per step,
+linear warm-up of 1500 steps from a millionth: at step s the rate is r(s) (1 - (1 - 1e-6) (1 - s / 1500)) with r(s) =
+(2e-4 - 1e-6) (1 - s / 80000)^0.9 + 1e-6. Pads normalised images with 0, so with the mean 123.675, 116.28, 103.53.
 SAN (`train_net.py:119-178`, `configs/Base-coco-stuff-164K-171.yaml`): AdamW 1e-4, decay 1e-4, none for norms of
 torch's own classes and for embeddings of positions and queries; 1e-4 (1 - s / 60000)^0.9; gradients clipped to 0.01.
-FC-CLIP (`train_net.py:196-262`, `configs/coco/panoptic-segmentation/*.yaml`): AdamW 1e-4, decay 0.05, none for norms and
-embeddings; a tenth at 327778 and again at 355092.
-LSeg (`modules/lsegmentation_module.py:119-175`): SGD, rate 0.004 / 16 x images of one GPU, `scratch` 10 times that, decay
-1e-4 on all; (1 - epoch / 200)^0.9, here by step. `lsegmentation_module_zs.py:44,213-216,279`: 20 images, practically
-constant until it ends itself.
-DenseCLIP (`segmentation/configs/denseclip_fpn_res50_512x512_80k.py:47-56`): AdamW 1e-4, decay 1e-4; `backbone` a tenth of the
-rate, `norm` no decay, the text tower frozen; schedule as ZegCLIP's. Pads with CLIP's mean 122.77, 116.75, 104.09.
+FC-CLIP (`train_net.py:196-262`, `configs/coco/panoptic-segmentation/*.yaml`): AdamW 1e-4, decay 0.05, none for norms
+and embeddings; a tenth at 327778 and again at 355092.
+LSeg (`modules/lsegmentation_module.py:119-175`): SGD, rate 0.004 / 16 x images of one GPU, `scratch` 10 times that,
+decay 1e-4 on all; (1 - epoch / 200)^0.9, here by step. `lsegmentation_module_zs.py:44,213-216,279`: 20 images,
+practically constant until it ends itself.
+DenseCLIP (`segmentation/configs/denseclip_fpn_res50_512x512_80k.py:47-56`): AdamW 1e-4, decay 1e-4; `backbone` a
+tenth of the rate, `norm` no decay, the text tower frozen; schedule as ZegCLIP's. Pads with CLIP's mean 122.77,
+116.75, 104.09.
 """
 
 from __future__ import annotations

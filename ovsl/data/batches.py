@@ -73,9 +73,11 @@ class EvaluationTask:
         vocabulary: Its classes; `seen` is what a split says, None where the method decides by overlap.
         published: Published figures of the row in percent.
         average_precision: Whose rules mask AP follows.
+        episodes: Whether images are asked for one unseen class at a time, see `ovsl.evaluation.EpisodeEvaluation`.
     """
 
     name: str
     vocabulary: Vocabulary
     published: Mapping[str, float] = field(default_factory=dict)
     average_precision: AveragePrecisionRules = "coco"
+    episodes: bool = False

@@ -119,7 +119,8 @@ class SegmentationDataModule(LightningDataModule):
         for name, vocabulary in self.evaluation_vocabularies.items():
             # Prediction has a vocabulary without a dataset.
             dataset = self.evaluation.get(name, EvaluationSet(vocabulary.name))
-            tasks.append(EvaluationTask(name, vocabulary, dataset.published or {}, dataset.average_precision or "coco"))
+            rules = dataset.average_precision or "coco"
+            tasks.append(EvaluationTask(name, vocabulary, dataset.published or {}, rules, dataset.episodes))
         return tasks
 
     @property

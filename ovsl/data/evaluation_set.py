@@ -33,6 +33,8 @@ class EvaluationSet:
             catalogue's, else `coco`.
         instances: Whether the truth of mask AP is read from a column of its own (COCO's `instances` files) and not
             from the things of the panoptic maps; for sources of the catalogue, others name an `instances_column`.
+        episodes: Whether each image is asked for one unseen class at a time against "others", the protocol of few-shot
+            segmentation, in place of all classes at once.
 
     Raises:
         InputError: A published figure has an unknown name.
@@ -47,6 +49,7 @@ class EvaluationSet:
     regions: RegionMaps | None = None
     average_precision: AveragePrecisionRules | None = None
     instances: bool = False
+    episodes: bool = False
 
     def __post_init__(self) -> None:
         for figure in self.published or {}:

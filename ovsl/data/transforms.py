@@ -116,6 +116,7 @@ class EvaluationTransform:
     Args:
         short_side: Length of the short side after resizing. None keeps the size of the image.
         max_size: Largest long side after resizing; the short side gives way.
+        stretch: Height and width of a square that every image is brought to instead, whatever its aspect ratio.
         interpolation: How pixels are interpolated, see `resize`; Detectron2 and other code that resizes by Pillow is
             `antialiased`.
     """
@@ -123,9 +124,12 @@ class EvaluationTransform:
     short_side: int | None = None
     max_size: int | None = None
     interpolation: Interpolation = "bilinear"
+    stretch: int | None = None
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Resize an image, uint8 `(H, W, 3)`, keeping its aspect ratio."""
+        """Resize an image, uint8 `(H, W, 3)`."""
+        if self.stretch is not None:
+            return resize(image, (self.stretch, self.stretch), self.interpolation)
         height, width = image.shape[:2]
         factor = 1.0 if self.short_side is None else self.short_side / min(height, width)
         if self.max_size is not None:

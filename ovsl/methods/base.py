@@ -19,7 +19,7 @@ from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, 
 from ovsl.data import SegmentationDataModule
 from ovsl.data.batches import EvaluationBatch, EvaluationTask, TrainingBatch
 from ovsl.errors import InputError
-from ovsl.evaluation import DatasetEvaluation, Evaluation, RunHeader, Segmenter, Words
+from ovsl.evaluation import DatasetEvaluation, EpisodeEvaluation, Evaluation, RunHeader, Segmenter, Words
 from ovsl.inference import Inference, Prediction, Segmentation, WholeImage
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.training_classes import TrainingClasses
@@ -261,6 +261,8 @@ class SegmentationModule(LightningModule, ABC):
         self.evaluation = Evaluation([self._dataset_evaluation(task) for task in self.data.evaluation_tasks])
 
     def _dataset_evaluation(self, task: EvaluationTask) -> DatasetEvaluation:
+        if task.episodes:
+            return EpisodeEvaluation(task, lambda words: self.segmenter(words, task.name), self.device)
         segmenter = self.segmenter(task.vocabulary, task.name)
         synonyms = self.seen_by_synonyms(task.vocabulary)
         return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms)

@@ -21,9 +21,7 @@ def recipe(model: SegmentationModule, data: SegmentationDataModule, trainer: Map
         trainer: The trainer's settings, as configured.
     """
     lines = {"data": _data(data), "augmentation": _augmentation(data.train_transform)}
-    devices = trainer.get("devices")
-    devices = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
-    devices *= trainer.get("num_nodes") or 1
+    devices = _devices(trainer.get("devices")) * (trainer.get("num_nodes") or 1)
     accumulated, steps = trainer.get("accumulate_grad_batches") or 1, trainer.get("max_steps") or -1
     images = data.batch_size * devices * accumulated
     length = f"{steps} steps = {images * steps} images" if steps > 0 else "until stopped"
@@ -53,6 +51,12 @@ def build_optimizer(model: SegmentationModule) -> torch.optim.Optimizer:
     """Make the optimiser over the method's parameter groups, as `fit` does."""
     base_rate = model.optimizer([torch.zeros(1)]).defaults["lr"]
     return model.optimizer(list(model.parameter_groups(float(base_rate))))
+
+
+def _devices(asked: Any) -> int:
+    if isinstance(asked, list):
+        return len(asked)
+    return int(asked) if str(asked).isdigit() else 1
 
 
 def _data(data: SegmentationDataModule) -> str:

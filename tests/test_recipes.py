@@ -150,7 +150,7 @@ def test_pixels_are_those_of_the_official_pipelines(name: str, capsys: pytest.Ca
     settings = data["evaluation_transform"] or {}
     if settings.get("short_side") is not None and name not in ("lseg/pascal_5i",):
         shrunken = EvaluationTransform(**settings | {"short_side": 200})(stripes).astype(int)
-        assert (np.abs(shrunken - 127).mean() < 8) == facts["antialiased"]
+        assert (np.abs(shrunken - 127).mean() < 20) == facts["antialiased"]
     if not transform.stretch:
         factor = TrainTransform(**data["train_transform"] | {"scale": (0.3, 0.3), "short_side": 600, "long_side": None})
         pipeline = factor.pipeline(255)
@@ -158,7 +158,7 @@ def test_pixels_are_those_of_the_official_pipelines(name: str, capsys: pytest.Ca
         result = pipeline(image=stripes, mask=np.zeros((600, 4000), np.uint8))
         if not facts["photometric"]:
             inside = result["image"][result["mask"] != 255].astype(int)
-            assert (np.abs(inside - 127).mean() < 12) == facts["antialiased"]
+            assert (np.abs(inside - 127).mean() < 20) == facts["antialiased"]
 
 
 def test_the_recipe_is_printed_in_a_dozen_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
-.PHONY: help setup demo test test-slow golden lint typecheck format toy-clip toy-table toy-ablation light-grid clean
+.PHONY: help setup demo test test-slow test-slurm golden lint typecheck format toy-clip toy-table toy-ablation light-grid clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -35,10 +35,16 @@ demo: setup ## train on the seen classes of the toy world, test on all of them, 
 	@echo "TensorBoard  $(BIN)/tensorboard --logdir $(DEMO)"
 
 test: setup ## the test suite (without the slow ones)
-	$(BIN)/python -m pytest -n auto -m "not slow and not gpu" $(PYTEST)
+	$(BIN)/python -m pytest -n auto -m "not slow and not gpu and not slurm" $(PYTEST)
 
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+test-slurm: setup ## tests in a private SLURM of two nodes on this machine; installs it from Debian where it can
+	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || \
+		apt-get install -y --no-install-recommends slurm-wlm munge || \
+		echo "install munge and slurm-wlm first (apt-get install munge slurm-wlm)"
+	$(BIN)/python -m pytest tests/cluster -m slurm $(PYTEST)
 
 golden: setup ## golden cases alone, also those in the folder OVSL_GOLDEN; PYTEST="-k zegclip" selects
 	$(BIN)/python -m pytest tests/golden -rA --no-header -q -s $(PYTEST)
@@ -60,14 +66,14 @@ toy-clip: setup ## train the two toy CLIPs again (half an hour on 2 cores) and p
 	install -m 644 runs/toy_clip/toy_*.json runs/toy_clip/toy_*.safetensors ovsl/clip/toy/
 
 toy-table: setup ## every method on the toy world, three seeds each, as docs/toy_table.md (an hour on 2 cores)
-	OVSL=$(BIN)/ovsl experiments/toy/run.sh
+	$(BIN)/ovsl study experiments/toy/study.yaml
 
 toy-ablation: setup ## the ablation of ZegCLIP on the toy world, three seeds, as docs/zegclip_*.md (hours)
-	OVSL=$(BIN)/ovsl PYTHON=$(BIN)/python experiments/zegclip/toy_ablation/run.sh
+	PATH="$(abspath $(BIN)):$$PATH" ovsl study experiments/zegclip/toy_ablation/study.yaml
 
 light-grid: setup ## the grid of light backbones on the toy world and on CamVid, as docs/light_grid_*.md (hours)
-	OVSL=$(BIN)/ovsl experiments/clip_lightweight/grid.sh toy
-	OVSL=$(BIN)/ovsl experiments/clip_lightweight/grid.sh camvid
+	$(BIN)/ovsl study experiments/clip_lightweight/study_toy.yaml
+	$(BIN)/ovsl study experiments/clip_lightweight/study_camvid.yaml
 
 clean: ## remove the environment and caches, keep runs
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import ovsl.data
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
-from ovsl.callbacks import PredictionFiles, PredictionPictures, ResultFiles, RunCheckpoint
+from ovsl.callbacks import (
+    FiniteValues,
+    PredictionFiles,
+    PredictionPictures,
+    Preemption,
+    ResultFiles,
+    RunCheckpoint,
+)
+from ovsl.cluster import check_launch
 from ovsl.data import SegmentationDataModule
-from ovsl.errors import InputError
+from ovsl.errors import InputError, NotFiniteError, StoppedError
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.renamed import check_command, migrate, migrate_identity
 from ovsl.recipe import recipe
 from ovsl.runs.directory import RunDirectory, Start, plan
+from ovsl.runs.files import remove_orphans
+from ovsl.runs.owner import RunLock
 from ovsl.runs.record import CheckpointRecord
-from ovsl.shipped import ConfigurationFile, configuration_file
-from ovsl.tools.models import forget_clip_weights
+from ovsl.runs.trust import check_settings, foreign_name
+from ovsl.shipped import configuration_file
+from ovsl.tools.models import ConfigurationFile, forget_clip_weights
 
-TOOLS = ("convert", "export", "profile", "report")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a disk that is full or cannot be written to."""
+
+TOOLS = ("convert", "export", "profile", "report", "study", "submit")
 """The small commands: modules of `ovsl.tools`, imported when they are asked for."""
 
 DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, predict; and the tools
@@ -38,7 +57,7 @@ class Command(LightningCLI):
     """LightningCLI with a fixed run directory, resume, and checkpoints that never override what the user wrote."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """As Lightning does, but configuration files may be shipped ones, ``-c ovsl:NAME``."""
+        """As Lightning does, but configuration files may be shipped ones, `-c ovsl:NAME`, or those of older runs."""
         parser = LightningArgumentParser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
         return parser
@@ -57,6 +76,12 @@ class Command(LightningCLI):
             action="store_true",
             help="Print what would be trained, on what and how, in a dozen lines, and stop.",
         )
+        parser.add_argument(
+            "--accept_other_data",
+            type=bool,
+            default=False,
+            help="Go on with a run although its training data is not what it began with.",
+        )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
@@ -73,8 +98,10 @@ class Command(LightningCLI):
                 )
             if given[0] != "fit" and (path := checkpoint_of(given[1:])) is not None:
                 settings = CheckpointRecord.read(path).settings
-                if settings:
-                    subparser.set_defaults({"model": settings})
+                # Foreign settings are left out where the user names the model.
+                if settings is not None and (foreign_name(settings) is None or not names_model(given[1:])):
+                    check_settings(settings)
+                    subparser.set_defaults({"model": migrate(settings)})
         super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
@@ -94,6 +121,8 @@ class Command(LightningCLI):
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / self._default_run_name(config))
         config.trainer.default_root_dir = config.run_dir
+        if isinstance(config.trainer.devices, int) and not config.trainer.fast_dev_run:
+            check_launch(config.trainer.devices, config.trainer.num_nodes)
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             arguments = {"save_dir": config.run_dir, "name": "", "version": "", "default_hp_metric": False}
             config.trainer.logger = Namespace(
@@ -117,26 +146,53 @@ class Command(LightningCLI):
             raise SystemExit(0)
         dumped = self._parser(verb).dump(self.config[verb], skip_none=False, skip_validation=True)
         plain = yaml.safe_load(dumped)
+        self.plain = plain
         self.model.settings = plain["model"]
-        self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable)
+        self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable, migrate_identity)
         self.config_init[verb]["ckpt_path"] = self.start.checkpoint and str(self.start.checkpoint)
         _say(self.start.message)
         if plain["trainer"]["fast_dev_run"] or self.start.complete:
             return
-        directory = RunDirectory(Path(plain["run_dir"]))
-        if verb == "fit":
-            rank_zero_only(directory.record_fit)(plain)
-        else:
-            rank_zero_only(directory.record_evaluation)(verb, plain)
+        if verb != "fit":
+            rank_zero_only(RunDirectory(Path(plain["run_dir"])).record_evaluation)(verb, plain)
 
     def fit(self, **arguments: Any) -> None:
-        """Train, unless the run is complete already."""
+        """Train, unless the run is complete already, as the only owner of the run directory."""
         if self.start.complete:
             return
-        self.trainer.fit(**arguments)
+        if self.plain["trainer"]["fast_dev_run"]:
+            self.trainer.fit(**arguments)
+            return
+        directory, source = RunDirectory(Path(self.plain["run_dir"])), self.datamodule.train
+        with RunLock(directory.path) if self.trainer.is_global_zero else nullcontext():
+            if source is not None and not self.plain["accept_other_data"]:
+                directory.check_same_data(source)
+            rank_zero_only(remove_orphans)(directory.path)
+            rank_zero_only(directory.record_fit)(self.plain, source and source.fingerprint())
+            if self.start.validate:
+                self.trainer.validate(**arguments)
+                return
+            preemption = next(each for each in self._callbacks if isinstance(each, Preemption))
+            with preemption.request.listening():
+                self.trainer.fit(**arguments)
+            self._say_end(directory)
+
+    @property
+    def _callbacks(self) -> list[Callback]:
+        found: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined] # given by the trainer's parts
+        return found
+
+    def _say_end(self, directory: RunDirectory) -> None:
         step, most = self.trainer.global_step, self.trainer.max_steps
-        if most != -1 and step < most:
-            _say(f"Training stopped at step {step} of {most}; the same command goes on from its last checkpoint.")
+        if not self.trainer.should_stop or step == most:
+            return
+        timers = (each for each in self._callbacks if isinstance(each, Timer))
+        if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
+            reason = "trainer.max_time"
+        else:
+            reason = "early stopping" if self.trainer.early_stopping_callbacks else "a callback"
+        rank_zero_only(directory.record_end)(self.plain, step, reason)
+        _say(f"Training is complete: {reason} ended it at step {step}" + (f" of {most}." if most != -1 else "."))
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -146,20 +202,29 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments after `ovsl`; those of the process when None.
 
     Returns:
-        Exit status: 0, or 2 after a mistake in the input, whose one-line message is printed.
+        Exit status: 0; 2 after a mistake in the input, 3 after a NaN, 75 after a signal, each with one line that
+        says so; 1 where the disk is full or cannot be written to.
     """
     given = list(sys.argv[1:] if args is None else args)
     try:
+        check_command(given)
         if given and given[0] in TOOLS:
-            importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
+            status = importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
+            return status if isinstance(status, int) else 0
         else:
             run_lightning(args)
     except (Exception, SystemExit) as error:
-        cause = next((e for e in _causes(error) if isinstance(e, InputError)), None)
-        if cause is None:
-            raise
-        print(f"ovsl: {' '.join(str(cause).split())}", file=sys.stderr)
-        return 2
+        cause = next((e for e in _causes(error) if isinstance(e, InputError | NotFiniteError | StoppedError)), None)
+        if cause is not None:
+            print(f"ovsl: {' '.join(str(cause).split())}", file=sys.stderr)
+            return cause.status
+        if isinstance(error, SIGTERMException):
+            print("ovsl: Stopped by SIGTERM.", file=sys.stderr)
+            return StoppedError.status
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            print(f"ovsl: Cannot write ({error}): make room or choose another folder.", file=sys.stderr)
+            return 1
+        raise
     return 0
 
 
@@ -175,7 +240,7 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
         seed_everything_default=0,
         save_config_callback=None,
         trainer_defaults={
-            "callbacks": [ResultFiles()],
+            "callbacks": [ResultFiles(), FiniteValues(), Preemption()],
             # The data module shards by itself: every evaluation image exactly once, resumable training order.
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
@@ -185,22 +250,34 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
     )
 
 
-def checkpoint_of(args: Sequence[str]) -> Path | None:
-    """Find the checkpoint that a command names, by `ckpt_path` or by its `run_dir`, in its files or on its line."""
+def _given(args: Sequence[str], *names: str) -> dict[str, Any]:
+    """What a command gives for some options, in its files or on its line."""
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scout.add_argument("-c", "--config", action="append", default=[], type=configuration_file)
-    for name in ("ckpt_path", "run_dir"):
+    for name in names:
         scout.add_argument(f"--{name}")
     line, _ = scout.parse_known_args(args)
     # What is wrong with a file is for the real parser to say.
     files = [yaml.safe_load(file.read_text()) for file in line.config if file.is_file()]
     given: dict[str, Any] = {}
     for source in (*(file for file in files if isinstance(file, dict)), vars(line)):
-        given |= {name: source[name] for name in ("ckpt_path", "run_dir") if source.get(name) is not None}
+        given |= {name: source[name] for name in names if source.get(name) is not None}
+    return given
+
+
+def names_model(args: Sequence[str]) -> bool:
+    """Whether a command names the class of its model, in its files or on its line."""
+    given = _given(args, "model", "model.class_path")
+    model = given.get("model")
+    return isinstance(model, str) or "model.class_path" in given or (isinstance(model, dict) and "class_path" in model)
+
+
+def checkpoint_of(args: Sequence[str]) -> Path | None:
+    """Find the checkpoint that a command names, by `ckpt_path` or by its `run_dir`, in its files or on its line."""
+    given = _given(args, "ckpt_path", "run_dir")
     if "ckpt_path" in given:
         return Path(given["ckpt_path"])
-    last = RunDirectory(Path(given["run_dir"])).last_checkpoint if "run_dir" in given else None
-    return last if last is not None and last.is_file() else None
+    return RunDirectory(Path(given["run_dir"])).newest_checkpoint()[0] if "run_dir" in given else None
 
 
 @rank_zero_only

@@ -8,26 +8,10 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import ActionConfigFile
 
 from ovsl.errors import InputError
 
 PREFIX = "ovsl:"
-
-
-class ConfigurationFile(ActionConfigFile):
-    """A configuration file of the user's, or a shipped one by its name."""
-
-    HELP = (
-        "Configuration file, or the name of a shipped one (ovsl:zegclip/voc_inductive, ovsl:data/toy); later ones win."
-    )
-
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """See jsonargparse's action."""
-        named = isinstance(values, str) and values.startswith(PREFIX)
-        super().__call__(parser, cfg, str(configuration_file(values)) if named else values, option_string)
 
 
 def configuration_file(given: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ovsl.clip import CLIPSettings, FrozenCLIP, build_clip
 
@@ -43,3 +44,31 @@ def data_folder() -> Path:
     if not (folder / "camvid").is_dir():
         pytest.skip("no CamVid shards: set OVSL_DATA to the folder that holds camvid/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    """Settings that make every run small: the tiny CLIP, few scenes, few steps."""
+    path = tmp_path_factory.mktemp("configs") / "small.yaml"
+    clip = {"model": "tiny", "config": TINY_CLIP}
+    data = {
+        "init_args": {
+            "train": {"init_args": {"length": 16}},
+            "evaluation": {
+                "toy": {
+                    "vocabulary": "toy",
+                    "split": "zero_shot",
+                    **{
+                        stage: {"class_path": "ovsl.data.ToySource", "init_args": {"seed": seed, "length": 10}}
+                        for stage, seed in (("validation", 1), ("test", 2))
+                    },
+                }
+            },
+            "batch_size": 4,
+            "num_workers": 0,
+        }
+    }
+    trainer = {"accelerator": "cpu", "max_steps": 4, "enable_progress_bar": False, "log_every_n_steps": 1}
+    content = {"model": {"init_args": {"clip": clip}}, "data": data, "trainer": trainer, "pictures": {"count": 2}}
+    path.write_text(yaml.safe_dump(content))
+    return path

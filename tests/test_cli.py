@@ -19,38 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ovsl.cli import main
 from ovsl.errors import InputError
-from tests.conftest import ROOT, TINY_CLIP
+from tests.conftest import ROOT
 
 DATA = str(ROOT / "configs/data/toy.yaml")
 BASELINE = str(ROOT / "configs/methods/patch_text.yaml")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Path:
-    """Settings that make every run small: the tiny CLIP, few scenes, few steps."""
-    path = tmp_path_factory.mktemp("configs") / "small.yaml"
-    clip = {"model": "tiny", "config": TINY_CLIP}
-    data = {
-        "init_args": {
-            "train": {"init_args": {"length": 16}},
-            "evaluation": {
-                "toy": {
-                    "vocabulary": "toy",
-                    "split": "zero_shot",
-                    **{
-                        stage: {"class_path": "ovsl.data.ToySource", "init_args": {"seed": seed, "length": 10}}
-                        for stage, seed in (("validation", 1), ("test", 2))
-                    },
-                }
-            },
-            "batch_size": 4,
-            "num_workers": 0,
-        }
-    }
-    trainer = {"accelerator": "cpu", "max_steps": 4, "enable_progress_bar": False, "log_every_n_steps": 1}
-    content = {"model": {"init_args": {"clip": clip}}, "data": data, "trainer": trainer, "pictures": {"count": 2}}
-    path.write_text(yaml.safe_dump(content))
-    return path
 
 
 def _fit(small: Path, run: Path, *more: str) -> int:
@@ -144,7 +116,7 @@ def test_resumed_run_ends_with_the_same_weights(trained, small, tmp_path, capsys
     # The schedule spans the whole run, so the first start stops by a limit that is not part of it.
     run = tmp_path / "resumed"
     command = ["fit", "-c", BASELINE, "-c", DATA, "-c", str(small), "--run_dir", str(run)]
-    command += ["--checkpoint.every_n_train_steps", "1", "--trainer.callbacks+=tests.slow_steps.SlowSteps"]
+    command += ["--checkpoint.every_n_train_steps", "1", "--trainer.callbacks+=tests.faults.SlowSteps"]
     killed = subprocess.Popen(
         [sys.executable, "-m", "ovsl", *command],
         cwd=ROOT,

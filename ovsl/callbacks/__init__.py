@@ -1,8 +1,10 @@
 """Side effects of a run: checkpoints, pictures, prediction files, result files."""
 
 from ovsl.callbacks.checkpoint import RunCheckpoint
+from ovsl.callbacks.finite import FiniteValues
 from ovsl.callbacks.pictures import PredictionPictures
 from ovsl.callbacks.predictions import PredictionFiles
+from ovsl.callbacks.preemption import Preemption
 from ovsl.callbacks.results import ResultFiles
 
-__all__ = ["PredictionFiles", "PredictionPictures", "ResultFiles", "RunCheckpoint"]
+__all__ = ["FiniteValues", "PredictionFiles", "PredictionPictures", "Preemption", "ResultFiles", "RunCheckpoint"]

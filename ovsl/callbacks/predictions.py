@@ -13,10 +13,15 @@ from PIL import Image
 
 from ovsl.callbacks.pictures import as_pictures
 from ovsl.data.batches import EvaluationBatch
+from ovsl.errors import InputError
 from ovsl.inference import Segmentation
 from ovsl.methods.base import SegmentationModule
 from ovsl.results.drawing import Picture, draw_overlay
+from ovsl.runs.files import path_below, write_text
 from ovsl.vocabulary import Vocabulary
+
+CLASSES = "classes"
+"""Name of the file that names the classes, which no image can have."""
 
 
 class PredictionFiles(BasePredictionWriter):
@@ -44,7 +49,7 @@ class PredictionFiles(BasePredictionWriter):
         for task in pl_module.data.evaluation_tasks:
             folder = self._folder(trainer, pl_module, task.name)
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "classes.json").write_text(json.dumps(list(task.vocabulary.classes), indent=1) + "\n")
+            write_text(folder / f"{CLASSES}.json", json.dumps(list(task.vocabulary.classes), indent=1) + "\n")
 
     def write_on_batch_end(
         self,
@@ -62,7 +67,7 @@ class PredictionFiles(BasePredictionWriter):
         folder = self._folder(trainer, pl_module, evaluation.task.name)
         found: list[Segmentation] = prediction
         for picture in as_pictures(found, batch):
-            write_prediction(picture, evaluation.segmenter.vocabulary, folder / picture.id, self.overlays)
+            write_prediction(picture, evaluation.segmenter.vocabulary, target_below(folder, picture.id), self.overlays)
             self.written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,6 +77,17 @@ class PredictionFiles(BasePredictionWriter):
     def _folder(self, trainer: Trainer, module: SegmentationModule, dataset: str) -> Path:
         folder = Path(trainer.default_root_dir) / "predictions"
         return folder if len(module.data.evaluation_tasks) == 1 else folder / dataset
+
+
+def target_below(folder: Path, id: str) -> Path:
+    """Give the path of the files of an image, whose id comes from data that nobody has checked.
+
+    Raises:
+        InputError: The id leaves the folder, no file can have it, or it is that of the names of the classes.
+    """
+    if id == CLASSES:
+        raise InputError(f"An image has the id {CLASSES!r}, and {folder / CLASSES}.json names the classes: rename it.")
+    return path_below(folder, id)
 
 
 def write_prediction(picture: Picture, vocabulary: Vocabulary, target: Path, overlay: bool = True) -> None:

@@ -10,10 +10,11 @@ import difflib
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -212,6 +213,14 @@ class Catalogued(Source):
     def row(self, index: int) -> Row:
         """See :class:`Source`."""
         return self.source.row(index)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `Source.fingerprint`."""
+        return self.source.fingerprint()
+
+    def pin(self, fingerprint: Mapping[str, Any]) -> None:
+        """See `Source.pin`."""
+        self.source.pin(fingerprint)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """See :class:`Source`."""

@@ -41,7 +41,7 @@ class SegmentationDataModule(LightningDataModule):
         vocabulary: Name of the vocabulary of the training labels; None takes that of the catalogue.
         split: Zero-shot split of the training vocabulary.
         ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
-            images are kept, and only the choice of a crop by ``category_max_ratio`` counts those pixels).
+            images are kept, and the choice of a crop by `category_max_ratio` counts those pixels).
         evaluation: Datasets to evaluate on, by name, that of their scores; for one of the catalogue `{}` is enough.
         train_transform: Augmentation of training samples.
         evaluation_transform: Resizing of evaluation images; None takes the sizes of the catalogue.
@@ -52,10 +52,8 @@ class SegmentationDataModule(LightningDataModule):
         evaluation_batch_size: Images per process and step in evaluation.
         num_workers: Worker processes per loader.
         seed: Seed of the order and the augmentation.
-        on_error: Undecodable images: ``error`` stops, ``skip`` leaves them out, counts and logs them. A skipped
-            training sample is replaced by the next one in the order.
-        group_by_orientation: Whether the training images of one process and step are all wider than high, or all not
-            (as in Detectron2); the source has to know the sizes of its images, see `ParquetRows`.
+        on_error: Undecodable images: `error` stops, `skip` takes the next one in their place, counts and logs them.
+        group_by_orientation: Whether the images of one process and step are all wider than high, or all not.
     """
 
     def __init__(
@@ -115,13 +113,11 @@ class SegmentationDataModule(LightningDataModule):
     @property
     def evaluation_tasks(self) -> list[EvaluationTask]:
         """What is evaluated, in the order of the evaluation loaders. Needs no `setup`."""
-        tasks = []
-        for name, vocabulary in self.evaluation_vocabularies.items():
+        return [
             # Prediction has a vocabulary without a dataset.
-            dataset = self.evaluation.get(name, EvaluationSet(vocabulary.name))
-            rules = dataset.average_precision or "coco"
-            tasks.append(EvaluationTask(name, vocabulary, dataset.published or {}, rules, dataset.episodes))
-        return tasks
+            self.evaluation.get(name, EvaluationSet(vocabulary.name)).task(name, vocabulary)
+            for name, vocabulary in self.evaluation_vocabularies.items()
+        ]
 
     @property
     def position(self) -> int:
@@ -338,7 +334,8 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
             f"No image ({', '.join(sorted(IMAGE_SUFFIXES))}) in '{', '.join(paths)}': "
             "set data.images to files or folders."
         )
-    ids: dict[str, None] = {}
+    # `classes.json` names the classes of predictions.
+    ids: dict[str, None] = {"classes": None}
     for _, name in found:
         id, number = name.with_suffix("").as_posix(), 2
         if id in ids:
@@ -346,7 +343,7 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
             while id in ids:
                 id, number = f"{base}-{number}", number + 1
         ids[id] = None
-    return [file for file, _ in found], list(ids)
+    return [file for file, _ in found], list(ids)[1:]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

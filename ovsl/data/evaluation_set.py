@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 
-from ovsl.data.batches import AveragePrecisionRules
+from ovsl.data.batches import AveragePrecisionRules, EvaluationTask
 from ovsl.data.catalogue import as_source, catalogue, entry
 from ovsl.data.regions import RegionMaps
 from ovsl.data.sources import Source
@@ -88,6 +88,11 @@ class EvaluationSet:
             average_precision=self.average_precision or (known.average_precision if known is not None else "coco"),
             transform=self.transform or transform or EvaluationTransform(size.get("short_side"), size.get("max_size")),
         )
+
+    def task(self, name: str, vocabulary: Vocabulary) -> EvaluationTask:
+        """Say what is evaluated, for `ovsl.evaluation`."""
+        rules = self.average_precision or "coco"
+        return EvaluationTask(name, vocabulary, self.published or {}, rules, self.episodes)
 
     def load_vocabulary(self) -> Vocabulary:
         """Load the classes, seen marks by the split.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from abc import abstractmethod
 from collections import OrderedDict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +15,17 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ovsl.data.fingerprint import footers_hash, samples_hash
 from ovsl.data.order import group_order
 from ovsl.data.regions import region_map
 from ovsl.data.sources import LabelTransform, Row, Source, decode_image, one_line
-from ovsl.data.truth import instances_of, segments_of
+from ovsl.data.truth import instances_of, integer_columns, segments_of
 from ovsl.errors import InputError
 
 # Read attempts of one row group, on top of the retries inside `huggingface_hub` and `datasets`.
 READ_ATTEMPTS = 3
+
+_COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the resolved files of a repository
 
 
 class ParquetRows(Source):
@@ -44,9 +49,8 @@ class ParquetRows(Source):
             of the mask), ``iscrowd``.
         regions_column: Column with an encoded map of class-agnostic regions, see
             :class:`~ovsl.data.regions.RegionFolder`; None takes none.
-        instances_column: Column that lists the true masks of things for mask AP, where they are not those of the
-            panoptic map (COCO's ``instances`` files): ``category_id``, ``iscrowd``, and ``segmentation``, a compressed
-            run-length code ``{size: [height, width], counts}`` as ``pycocotools.mask`` makes it.
+        instances_column: Column that lists the true masks of mask AP, where they are not those of the panoptic map
+            (COCO's `instances` files), see `ovsl.data.truth.instances_of`.
         width_column: Column with the width of the image, read when batches are grouped by orientation.
         height_column: Column with its height, likewise.
     """
@@ -99,8 +103,8 @@ class ParquetRows(Source):
         """What to do when reading fails."""
 
     @cached_property
-    def _stream(self) -> tuple[Any, np.ndarray]:
-        """The stream with one shard per row group, and the first row of each row group."""
+    def _stream(self) -> tuple[Any, np.ndarray, dict[str, Any]]:
+        """The stream with one shard per row group, the first row of each row group, and what the data is."""
         import datasets
         import fsspec  # type: ignore[import-untyped]
         import pyarrow.parquet as pq
@@ -109,6 +113,7 @@ class ParquetRows(Source):
         datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 3
         datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
         datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 2
+        datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 15
         try:
             builder = self._builder()
             splits = builder.config.data_files or {}
@@ -144,7 +149,16 @@ class ParquetRows(Source):
             raise InputError(f"{self.name} has no rows in split '{self._split}': {self._remedy}.")
         if stream.num_shards != len(sizes):
             raise InputError(f"{self.name} changed while it was opened: pin a revision or start again.")
-        return stream, np.concatenate([[0], np.cumsum(sizes)])
+        described = {"rows": sum(sizes), "footers": footers_hash(footers)}
+        if local := [Path(url) for url in map(str, splits[self._split]) if Path(url).is_file()]:
+            described["samples"] = samples_hash(local)
+        if (commit := _COMMIT.search(str(splits[self._split][0]))) is not None:
+            described["commit"] = commit[1]
+        return stream, np.concatenate([[0], np.cumsum(sizes)]), described
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Rows, a hash of what the footers say of rows and sizes, and the commit of a repository."""
+        return self._stream[2]
 
     def __len__(self) -> int:
         return int(self._stream[1][-1])
@@ -159,30 +173,14 @@ class ParquetRows(Source):
 
     def portrait(self) -> np.ndarray:
         """See `Source.portrait`; only the columns of sizes are read."""
-        import fsspec
-        import pyarrow.parquet as pq
-
-        columns = [self.width_column, self.height_column]
-
-        def sizes(url: str) -> Any:
-            with fsspec.open(url, "rb") as file:
-                table = pq.ParquetFile(file).read(columns=columns)
-                if missing := [column for column in columns if column not in table.column_names]:
-                    raise InputError(
-                        f"{self.name} has no column '{missing[0]}' with a size of the images, which batches grouped by "
-                        "orientation need: add it, or set group_by_orientation to false."
-                    )
-                return [np.asarray(table.column(column)) for column in columns]
-
-        builder = self._builder()
         try:
-            with ThreadPoolExecutor(8) as pool:
-                found = list(pool.map(sizes, builder.config.data_files[self._split]))
-        except InputError:
-            raise
-        except Exception as error:
+            files = self._builder().config.data_files[self._split]
+            widths, heights = integer_columns(files, [self.width_column, self.height_column])
+        except KeyError as missing:
+            what = f"{self.name} has no column {missing} with a size of the images"
+            raise InputError(f"{what}: add it, or set group_by_orientation to false.") from missing
+        except OSError as error:
             raise InputError(f"Cannot read {self.name} ({one_line(error)}): {self._remedy}.") from error
-        widths, heights = (np.concatenate(values) for values in zip(*found, strict=True))
         return widths <= heights
 
     def row(self, index: int) -> Row:
@@ -226,7 +224,7 @@ class ParquetRows(Source):
             return self._open_groups[group]
         while len(self._open_groups) >= self.interleave:
             self._open_groups.popitem(last=False)
-        stream, first_rows = self._stream
+        stream, first_rows, _ = self._stream
         expected = int(first_rows[group + 1] - first_rows[group])
         for attempt in range(READ_ATTEMPTS):
             try:
@@ -268,6 +266,14 @@ class HubSource(ParquetRows):
         self.configuration = name
         self.revision = revision
         self.name = f"Hub dataset '{repo}' ({split})"
+
+    def pin(self, fingerprint: Mapping[str, Any]) -> None:
+        """Read the commit of the run's first start, wherever the branch has moved to since."""
+        if self.revision is None and "commit" in fingerprint:
+            self.revision = fingerprint["commit"]
+            # A look at the branch is forgotten.
+            self.__dict__.pop("_stream", None)
+            self._open_groups.clear()
 
     def _builder(self) -> Any:
         import datasets

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from ovsl.data.sources import (
     label_table,
 )
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
+from ovsl.data.truth import countable
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 
@@ -31,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 # Undecodable rows in a row of the training order before `on_error: skip` gives up.
 MAX_CONSECUTIVE_SKIPS = 100
+
+# Seconds that a worker lives on after a SIGTERM.
+WORKER_GRACE = 30
 
 
 class LabelledRows:
@@ -320,31 +325,17 @@ class SegmentationLoader(DataLoader):
         """Nothing to restore, see :meth:`state_dict`."""
 
 
-def countable(segments: Segments, vocabulary: Vocabulary, hidden_classes: Sequence[int] = ()) -> Segments:
-    """Make training targets of segments: crowd regions left out, stuff of one class merged.
-
-    Args:
-        segments: With class indices of the vocabulary.
-        vocabulary: Knows things from stuff.
-        hidden_classes: Class indices whose segments are left out.
-    """
-    kept = ~segments.crowd & ~np.isin(segments.classes, hidden_classes)
-    # Every thing is a group of its own, all stuff of a class is one.
-    thing = np.array(vocabulary.things)[segments.classes]
-    group = np.where(thing, np.arange(len(thing)) + len(vocabulary), segments.classes)
-    _, numbers = np.unique(group[kept], return_inverse=True)
-    result = np.zeros(len(kept), np.int64)
-    result[kept] = numbers + 1
-    return segments.renumber(result)
-
-
 def as_made(batch: Any) -> Any:
     """Collate function that leaves a batch as the dataset made it; the default one turns tuples into lists."""
     return batch
 
 
 def one_thread(worker_id: int) -> None:
-    """Restrict a worker to one thread: workers are the parallelism."""
+    """Restrict a worker to one thread, since workers are the parallelism, and let the main process end it.
+
+    A signal to the whole process group must not take the workers from a main process that is to save first.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,10 @@ LabelTransform = Literal["identity", "reduce_zero_label"] | int | list[int] | di
 
 # Mask values are looked up in a table: 16 bits hold every published label space.
 LABEL_VALUES = 1 << 16
+
+# Pixels of the largest image or mask that is decoded: 400 MB as RGB.
+LARGEST_IMAGE = 1 << 27
+
 INVALID_LABEL = -1
 
 
@@ -128,6 +132,13 @@ class Source(ABC):
             InputError: The row cannot be used.
         """
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Say what data this is, so that a run is not continued on other data: plain types, equal for equal data."""
+        return {"rows": len(self)}
+
+    def pin(self, fingerprint: Mapping[str, Any]) -> None:  # noqa: B027 - most sources have one version only
+        """Read the data that a fingerprint was taken of, where several versions can be had; before all else."""
+
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Order of the rows in one training epoch, int64 ``(len(self),)``: a pure function of its arguments."""
         return row_order(len(self), seed, epoch)
@@ -213,9 +224,14 @@ def decode_image(value: Any, what: str, mode: str | None = None) -> Image.Image:
     try:
         if not encoded:
             raise ValueError("no bytes")
+        # A few bytes can name any size: it is looked at before anything is decoded.
         image = Image.open(io.BytesIO(encoded))
+        if image.width * image.height > LARGEST_IMAGE:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than {LARGEST_IMAGE}")
         image.load()
         return image.convert(mode) if mode is not None else image
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise UndecodableImageError(
             f"Cannot decode the {what} ({one_line(error)}): repair or remove it, or set on_error to skip."

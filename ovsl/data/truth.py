@@ -1,13 +1,16 @@
-"""Ground truth of segments and instances, from cells of a table."""
+"""Ground truth of segments and instances from cells of a table, and columns of plain numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from ovsl.data.sources import InstanceTruth, Segments, decode_image
 from ovsl.errors import InputError
+from ovsl.vocabulary import Vocabulary
 
 
 def segments_of(
@@ -111,3 +114,51 @@ def run_length_mask(counts: str | bytes, size: tuple[int, ...]) -> np.ndarray:
         raise ValueError("a run-length code of another size")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(size[1], size[0]).T
+
+
+def countable(segments: Segments, vocabulary: Vocabulary, hidden_classes: Sequence[int] = ()) -> Segments:
+    """Make training targets of segments: crowd regions left out, stuff of one class merged.
+
+    Args:
+        segments: With class indices of the vocabulary.
+        vocabulary: Knows things from stuff.
+        hidden_classes: Class indices whose segments are left out.
+    """
+    kept = ~segments.crowd & ~np.isin(segments.classes, hidden_classes)
+    # Every thing is a group of its own, all stuff of a class is one.
+    thing = np.array(vocabulary.things)[segments.classes]
+    group = np.where(thing, np.arange(len(thing)) + len(vocabulary), segments.classes)
+    _, numbers = np.unique(group[kept], return_inverse=True)
+    result = np.zeros(len(kept), np.int64)
+    result[kept] = numbers + 1
+    return segments.renumber(result)
+
+
+def integer_columns(urls: Sequence[str], columns: list[str]) -> list[np.ndarray]:
+    """Read columns of integers of Parquet files, and nothing else of them.
+
+    Args:
+        urls: The files.
+        columns: Names of the columns.
+
+    Returns:
+        Each column over all files, `(rows,)`.
+
+    Raises:
+        KeyError: A file lacks a column.
+        OSError: A file cannot be read.
+    """
+    import fsspec  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
+
+    def read(url: str) -> list[np.ndarray]:
+        with fsspec.open(url, "rb") as file:
+            opened = pq.ParquetFile(file)
+            for column in columns:
+                if column not in opened.schema_arrow.names:
+                    raise KeyError(column)
+            table = opened.read(columns=columns)
+            return [np.asarray(table.column(column)) for column in columns]
+
+    with ThreadPoolExecutor(8) as pool:
+        return [np.concatenate(values) for values in zip(*pool.map(read, urls), strict=True)]

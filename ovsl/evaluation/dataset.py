@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
+from ovsl.errors import InputError
 from ovsl.evaluation.segmenter import Segmenter
 from ovsl.inference import Segmentation
 from ovsl.metrics import (
@@ -127,6 +128,11 @@ class DatasetEvaluation:
         for metric in (self.panoptic_quality, self.average_precision):
             if metric is not None:
                 metrics |= _segment_metrics(metric)
+        if not int(values["images"]):
+            raise InputError(
+                f"Not one image of '{self.task.name}' was evaluated: all were skipped, or there is none; a result of "
+                "nothing is not written."
+            )
         vocabulary = self.segmenter.vocabulary
         seen = vocabulary.seen or (None,) * len(vocabulary)
         columns = (values["iou"].tolist(), values["accuracy"].tolist(), values["pixels"].tolist())

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from ovsl.clip import TextEmbeddings
+from ovsl.errors import InputError
 from ovsl.evaluation.words import Words
 from ovsl.inference import Inference, Prediction, Segmentation, Size, segment
 from ovsl.vocabulary import Vocabulary
+
+_TOO_SMALL = "Kernel size can't be greater than actual input size"
+"""What a convolution says of an image that it does not fit into once."""
 
 
 class Method(Protocol):
@@ -82,7 +86,16 @@ class Segmenter:
             maps = None
             if regions is not None and self.method.needs_regions:
                 maps = torch.stack([regions[index] for index in members])
-            segmentations = segment(self._predict, stacked, original_size, self.inference, things, maps)
+            try:
+                segmentations = segment(self._predict, stacked, original_size, self.inference, things, maps)
+            except RuntimeError as error:
+                if _TOO_SMALL not in str(error):
+                    raise
+                height, width = stacked.shape[-2:]
+                raise InputError(
+                    f"An image of {width}x{height} pixels is smaller than one patch of the network: leave it out, or "
+                    "set a larger evaluation_transform."
+                ) from error
             found.update(zip(members, map(self._in_vocabulary, segmentations), strict=True))
         return [found[index] for index in range(len(images))]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
 from ovsl.data import SegmentationDataModule
 from ovsl.data.batches import EvaluationBatch, EvaluationTask, TrainingBatch
+from ovsl.data.order import sample_seed
 from ovsl.errors import InputError
 from ovsl.evaluation import DatasetEvaluation, EpisodeEvaluation, Evaluation, RunHeader, Segmenter, Words
 from ovsl.inference import Inference, Prediction, Segmentation, WholeImage
@@ -25,7 +26,7 @@ from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.training_classes import TrainingClasses
 from ovsl.metrics import AbsentClasses
 from ovsl.results import EvaluationResult
-from ovsl.runs.record import CheckpointRecord, CLIPIdentity, check_checkpoint, load_weights, saved_state
+from ovsl.runs.record import CheckpointRecord, CLIPIdentity, check_checkpoint, check_finite, load_weights, saved_state
 from ovsl.vocabulary import Vocabulary
 
 __all__ = ["CLIPSettings", "Losses", "SegmentationModule"]
@@ -238,6 +239,13 @@ class SegmentationModule(LightningModule, ABC):
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: TrainingBatch, batch_index: int) -> None:
+        """Seed dropout and random points by the position in the data, so that a resumed run draws what it would have.
+
+        Validations, which may draw too, and what came before leave no trace in it.
+        """
+        torch.manual_seed(sample_seed(self.data.seed, self.data.position, self.global_rank))
+
     def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
         """Sum the losses of a batch."""
         losses = self.losses(batch)
@@ -257,7 +265,8 @@ class SegmentationModule(LightningModule, ABC):
     # Evaluation ----------------------------------------------------------------------------------------------------
 
     def on_validation_start(self) -> None:
-        """Bind the words of every dataset of the verb."""
+        """Bind the words of every dataset of the verb, to weights that are numbers."""
+        check_finite(saved_state(self, self.state_dict()))
         self.evaluation = Evaluation([self._dataset_evaluation(task) for task in self.data.evaluation_tasks])
 
     def _dataset_evaluation(self, task: EvaluationTask) -> DatasetEvaluation:
@@ -297,6 +306,8 @@ class SegmentationModule(LightningModule, ABC):
     def _finish_evaluation(self, stage: str, prefix: str) -> None:
         header = RunHeader(Path(self.trainer.default_root_dir).name, self.method_name, stage, self.trained_steps)
         self.evaluation_results = self.evaluation.results(header)
+        # The trainer takes a figure of this name for the step of all: without it, points lie where the loop stands.
+        self.log("step", float(self.trained_steps))
         for result in self.evaluation_results:
             # Every process logs the same value: the metric has summed its counts over all of them already.
             figures = {name: value for name, value in result.metrics.items() if value is not None}

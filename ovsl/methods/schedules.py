@@ -13,7 +13,7 @@ class Schedule:
     """A constant learning rate; the base of all schedules."""
 
     def learning_rate(self, base: float, step: int, total_steps: int) -> float:
-        """Learning rate at a step (0-based) of a group whose base rate is ``base``."""
+        """Learning rate at a step (0-based) of a group whose base rate is `base`."""
         return base
 
     def build(self, optimizer: Optimizer, total_steps: int) -> LambdaLR:
@@ -26,9 +26,9 @@ class Schedule:
 
 
 class PolynomialSchedule(Schedule):
-    """``(base - minimum) * (1 - step / total) ** power + minimum``, with an optional linear warm-up.
+    """`(base - minimum) * (1 - step / total) ** power + minimum`, with an optional linear warm-up.
 
-    During the warm-up the polynomial value of the step is multiplied by a factor that grows from ``warmup_ratio`` to
+    During the warm-up the polynomial value of the step is multiplied by a factor that grows from `warmup_ratio` to
     1 (the rule of the MMSegmentation recipes).
 
     Args:
@@ -56,7 +56,7 @@ class PolynomialSchedule(Schedule):
 
 
 class MultiStepSchedule(Schedule):
-    """Multiply by ``factor`` at each milestone.
+    """Multiply by `factor` at each milestone.
 
     Args:
         milestones: Steps at which the rate drops.

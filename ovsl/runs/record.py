@@ -6,16 +6,22 @@ are not in it: their name and hash stand for them.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ovsl.errors import InputError
+from ovsl.errors import InputError, NotFiniteError
+from ovsl.runs.files import whole_file
 from ovsl.vocabulary import Vocabulary
+
+VALIDATION_OWED = "validation_owed"
+"""Entry of a checkpoint that says whether the validation of its step is still to be done."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class CheckpointRecord:
         clip: The frozen CLIP.
         training_vocabulary: What it trained on; None where that is not known.
         step: Optimiser steps behind the weights.
+        validation_owed: Whether the validation of that step is still to be done.
     """
 
     method: str
@@ -50,6 +57,7 @@ class CheckpointRecord:
     clip: CLIPIdentity
     training_vocabulary: Vocabulary | None = None
     step: int = 0
+    validation_owed: bool = False
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any]) -> CheckpointRecord:
@@ -61,14 +69,23 @@ class CheckpointRecord:
         record = checkpoint.get("ovsl")
         if record is None:
             raise InputError("The checkpoint was not written by ovsl; convert official weights with `ovsl convert`.")
-        words = record["training_vocabulary"]
-        return cls(
-            method=record["method"],
-            settings=record["settings"],
-            clip=CLIPIdentity(**record["clip"]),
-            training_vocabulary=None if words is None else Vocabulary.from_dict(words),
-            step=int(checkpoint.get("global_step", 0)),
-        )
+        try:
+            words, settings = record["training_vocabulary"], record["settings"]
+            if not isinstance(settings, dict | None) or not isinstance(checkpoint["state_dict"], Mapping):
+                raise TypeError("entries of another type")
+            return cls(
+                method=str(record["method"]),
+                settings=settings,
+                clip=CLIPIdentity(**record["clip"]),
+                training_vocabulary=None if words is None else Vocabulary.from_dict(words),
+                step=int(checkpoint.get("global_step", 0)),
+                validation_owed=bool(checkpoint.get(VALIDATION_OWED)),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"The record in the checkpoint is not one that ovsl wrote ({type(error).__name__}: {error}); take "
+                "another checkpoint."
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> CheckpointRecord:
@@ -180,18 +197,79 @@ def load_weights(module: Recorded, path: Path) -> CheckpointRecord:
     return record
 
 
-def load_checkpoint_file(path: Path) -> dict[str, Any]:
-    """Open a checkpoint without running anything of it, its tensors mapped and not read.
+def check_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not numbers.
+
+    Args:
+        state: Tensors by name.
 
     Raises:
-        InputError: No such file, or none that can be loaded safely.
+        NotFiniteError: With the first tensor that has a NaN or an infinity.
+    """
+    tensors = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    if not tensors:
+        return
+    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    broken = next((name for name, good in zip(tensors, finite, strict=True) if not good), None)
+    if broken is not None:
+        raise NotFiniteError(f"The weights are not finite ({broken}): take an earlier checkpoint, nothing was written.")
+
+
+def save_checkpoint_file(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all: beside its place, on the disk, then renamed.
+
+    A crash, a kill or a full disk leaves the file that was there before. torch writes a zip archive, whose checksums
+    `load_checkpoint_file` compares.
+
+    Args:
+        checkpoint: Tensors and plain types.
+        path: Where it belongs; its folder is made if needed.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    with whole_file(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(dict(checkpoint), file)
+        except RuntimeError as error:
+            # torch answers a write that failed, on a full disk, with an assertion of its archive writer.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def load_checkpoint_file(path: Path, mapped: bool = True) -> dict[str, Any]:
+    """Open a checkpoint without running anything of it, after its checksums were compared.
+
+    Args:
+        path: The file.
+        mapped: Whether tensors are mapped from the file and read when they are used, for whoever does not keep them.
+
+    Raises:
+        InputError: No such file, or one that is damaged or cannot be loaded safely.
     """
     if not path.is_file():
         raise InputError(f"There is no checkpoint {str(path)!r}; give a file that `ovsl fit` or `ovsl convert` wrote.")
+    stat = path.stat()
+    if not _undamaged(path.resolve(), stat.st_size, stat.st_mtime_ns):
+        raise InputError(f"{path} is damaged or cut short, by its checksums; take another checkpoint.")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+        checkpoint: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=mapped)
     except Exception as error:  # zip, pickle and torch raise a dozen unrelated types on a broken or hostile file
         raise InputError(
-            f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}); it may be cut short."
+            f"{path} is not a checkpoint that can be loaded safely ({type(error).__name__}); take one that `ovsl fit` "
+            "or `ovsl convert` wrote."
         ) from error
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} is not a checkpoint; give a file that `ovsl fit` or `ovsl convert` wrote.")
     return checkpoint
+
+
+@lru_cache
+def _undamaged(path: Path, size: int, modified: int) -> bool:
+    """Whether a file is a zip archive whose content has the checksums that it was written with."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError):
+        return False

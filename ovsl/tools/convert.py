@@ -23,6 +23,7 @@ import ovsl.methods
 from ovsl.clip.split_attention import pack_attention
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.runs.record import save_checkpoint_file
 from ovsl.tools.models import build_model, forget_clip_weights, model_parser, model_settings
 from ovsl.vocabulary import Vocabulary
 
@@ -133,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     if config.clip_from_release:
         _write_clip(module, out.with_suffix(".clip.safetensors"), checkpoint)
-    torch.save(checkpoint, out)
+    save_checkpoint_file(checkpoint, out)
     seen = "unknown" if vocabulary is None else f"{vocabulary.name}, {len(vocabulary.seen_indices)} classes seen"
     print(f"{out}: {len(checkpoint['state_dict'])} tensors of {type(module).__name__}; trained on: {seen}.")
     return out

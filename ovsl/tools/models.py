@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.methods.renamed import current_content, migrate
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord, load_weights
-from ovsl.shipped import ConfigurationFile, configuration_file
+from ovsl.runs.trust import check_settings
+from ovsl.shipped import configuration_file
 
 SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
 """What a tool reads of a whole experiment's file."""
 
 
+class ConfigurationFile(ActionConfigFile):
+    """Takes a configuration file, or a shipped one by its name; one of a run may have the option names of its time."""
+
+    HELP = (
+        "Configuration file, or the name of a shipped one (ovsl:zegclip/voc_inductive, ovsl:data/toy); later ones win."
+    )
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """See `jsonargparse.ActionConfigFile`."""
+        file, content = configuration_file(values), None
+        # What is wrong with a file is for the parser to say.
+        with suppress(OSError, ValueError, yaml.YAMLError):
+            content = yaml.safe_load(file.read_text())
+        taken = self.take(current_content(content, file))
+        if taken != content:
+            values = yaml.safe_dump(taken)
+        elif content is not None:
+            values = str(file)
+        super().__call__(parser, cfg, values, option_string)
+
+    def take(self, content: Any) -> Any:
+        """Choose what is taken of a file."""
+        return content
+
+
 class ModelFile(ConfigurationFile):
     """Takes what concerns the model from a configuration file, whatever else a run has in it."""
 
-    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """See `ConfigurationFile`."""
-        file = configuration_file(values)
-        content = yaml.safe_load(file.read_text()) if file.is_file() else None
-        if isinstance(content, dict):
-            values = yaml.safe_dump({name: content[name] for name in SECTIONS if content.get(name) is not None})
-        super().__call__(parser, cfg, values, option_string)
+    def take(self, content: Any) -> Any:
+        """Choose the sections that a tool reads."""
+        if not isinstance(content, dict):
+            return content
+        return {name: content[name] for name in SECTIONS if content.get(name) is not None}
 
 
 def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:
@@ -60,8 +86,19 @@ def trained_model(parser: ArgumentParser, config: Namespace) -> SegmentationModu
         return module
     if config.ckpt_path is None and config.run_dir is None:
         raise InputError("Which weights? Give --ckpt_path FILE, or -c RUN_DIR/config.yaml.")
-    load_weights(module, Path(config.ckpt_path or RunDirectory(Path(config.run_dir)).last_checkpoint))
+    weights = Path(config.ckpt_path) if config.ckpt_path else newest_weights(Path(config.run_dir))
+    if weights is None:
+        raise InputError(f"There is no checkpoint in {config.run_dir!r}; give the folder of a run of `ovsl fit`.")
+    load_weights(module, weights)
     return module
+
+
+def newest_weights(run_dir: Path) -> Path | None:
+    """Find the newest checkpoint of a run that is not damaged, and say which newer ones are."""
+    path, complaints = RunDirectory(run_dir).newest_checkpoint()
+    for complaint in complaints:
+        print(complaint)
+    return path
 
 
 def load_model(source: str | Path) -> SegmentationModule:
@@ -78,14 +115,14 @@ def load_model(source: str | Path) -> SegmentationModule:
     if path.suffix in {".yaml", ".yml"} and path.is_file():
         return trained_model(parser, parser.parse_args(["-c", str(path)]))
     if path.is_dir():
-        last = RunDirectory(path).last_checkpoint
+        last = newest_weights(path)
         configs = [path / f"config{verb}.yaml" for verb in ("", ".test", ".validate", ".predict")]
         config = next((file for file in configs if file.is_file()), None)
         if config is not None:
             # The run's own configuration also has the seed, which a random CLIP needs.
-            weights = ["--ckpt_path", str(last)] if last.is_file() else []
+            weights = ["--ckpt_path", str(last)] if last is not None else []
             return trained_model(parser, parser.parse_args(["-c", str(config), *weights]))
-        path = last
+        path = last or path
     if not path.is_file():
         raise InputError(
             f"There is nothing to load at '{source}'; give a run directory, a checkpoint, or a method's .yaml file."
@@ -93,7 +130,8 @@ def load_model(source: str | Path) -> SegmentationModule:
     settings = CheckpointRecord.read(path).settings
     if settings is None:
         raise InputError(f"{path} does not say how its method was built; give the run directory that it came from.")
-    config_of_checkpoint = parser.parse_object({"model": settings, "ckpt_path": str(path)})
+    check_settings(settings)
+    config_of_checkpoint = parser.parse_object({"model": migrate(settings), "ckpt_path": str(path)})
     return trained_model(parser, config_of_checkpoint)
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional
 from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import average_windows, resize
 from ovsl.inference.multi_scale import MultiScale
-from ovsl.methods.denseclip import DenseCLIP, official
+from ovsl.methods.denseclip import ContextDecoderSizes, DenseCLIP, DenseCLIPSizes, official
+from ovsl.methods.denseclip.network import DenseCLIPNetwork
 from ovsl.methods.denseclip.text import ContextTextClassifier
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
@@ -78,20 +79,18 @@ def build(case: Case) -> DenseCLIP:
         clip=CLIPSettings(
             "golden", quick_gelu=True, config={"embed_dim": config["embed_dim"], "vision_cfg": vision, "text_cfg": text}
         ),
-        input_resolution=config["input_resolution"],
+        sizes=DenseCLIPSizes(
+            ContextDecoderSizes(config["decoder_width"], config["decoder_heads"], config["decoder_layers"]),
+            num_contexts=config["text_context_length"] - config["context_length"],
+            image_size=config["input_resolution"],
+            fpn_width=config["fpn_channels"],
+            head_width=config["head_channels"],
+        ),
         name_length=config["context_length"],
-        num_contexts=config["text_context_length"] - config["context_length"],
-        context_decoder={
-            "width": config["decoder_width"],
-            "num_heads": config["decoder_heads"],
-            "num_layers": config["decoder_layers"],
-            "dropout": 0.0,
-        },
         temperature=config["tau"],
         score_weight=fixed["identity_loss_weight"],
-        fpn_width=config["fpn_channels"],
-        head_width=config["head_channels"],
         head_dropout=0.0,
+        context_dropout=0.0,
         drop_path=0.0,
         out_indices=config.get("out_indices") or fixed.get("out_indices"),
     )
@@ -111,7 +110,9 @@ def compute(case: Case) -> dict[str, Tensor]:
     check_options(case)
     config = meta["config"]
     module = build(case).eval()
-    network, encoder = module.network, module.network.encoder
+    network = module.network
+    assert isinstance(network, DenseCLIPNetwork)
+    encoder = network.encoder
     out: dict[str, Tensor] = {}
 
     classifier = module.text_classifier
@@ -132,13 +133,10 @@ def compute(case: Case) -> dict[str, Tensor]:
     text.vectors.requires_grad_() if text.vectors.is_leaf else text.vectors.retain_grad()
 
     images = unnormalized(module, io["image"])
-    encoded = encoder(module.normalize(images))
-    assert encoded.image is not None
-    assert encoded.cells is not None
+    encoded = encoder.embed(module.normalize(images))
     adapted = network.prompt(encoded, text.vectors)
     visual = torch.cat([encoded.image[:, None], encoded.cells.flatten(2).transpose(1, 2)], 1)
     output = module.run_network(images, text)
-    assert output.logits is not None
     assert output.score_map is not None
     levels = list(encoded.levels)
     levels[encoder.score_level] = torch.cat([levels[encoder.score_level], output.score_map], 1)
@@ -150,10 +148,10 @@ def compute(case: Case) -> dict[str, Tensor]:
         "global_feat": encoded.image,
         "visual_embeddings": encoded.cells,
         "visual_context": visual,
-        "text_diff": network.context_decoder(text.vectors.expand(len(visual), -1, -1), visual),  # type: ignore[misc]
+        "text_diff": network.context_decoder(text.vectors.expand(len(visual), -1, -1), visual),
         "text_embeddings": adapted,
         "score_map": output.score_map,
-        "head_logits": output.logits,
+        "head_logits": output.class_logits,
         "logits": logits,
         "pred": logits.argmax(1),
     }

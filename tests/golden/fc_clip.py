@@ -17,9 +17,10 @@ from ovsl.inference.panoptic import panoptic_maps
 from ovsl.layers import pad_to_multiple
 from ovsl.layers.mask_decoder import attended_cells
 from ovsl.losses import MaskTargets
-from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
+from ovsl.methods.fc_clip import FCCLIP, FCCLIPSizes, MaskDecoderSizes, PixelDecoderSizes
 from ovsl.methods.fc_clip.module import STRIDE, pooling_masks
 from ovsl.methods.fc_clip.official import CLIP_PREFIX, convert, rename
+from ovsl.methods.no_object import merge_names
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case, recorded_part
 from tests.golden.replay import ReplayedDraws
@@ -91,11 +92,13 @@ def build(case: Case) -> FCCLIP:
     assert decoder["clip_embedding_dim"] == config["clip"]["embed_dim"]
     module = FCCLIP(
         clip=CLIPSettings("golden", None, config["clip"]["quick_gelu"], clip_config(config["clip"], weights)),
-        pixel_decoder=PixelDecoderSettings(
-            *(pixel[key] for key in ("conv_dim", "num_heads", "num_points", "num_layers", "ffn_dim"))
-        ),
-        mask_decoder=MaskDecoderSettings(
-            *(decoder[key] for key in ("hidden_dim", "num_queries", "num_heads", "num_layers", "ffn_dim"))
+        sizes=FCCLIPSizes(
+            PixelDecoderSizes(
+                *(pixel[key] for key in ("conv_dim", "num_heads", "num_points", "num_layers", "ffn_dim"))
+            ),
+            MaskDecoderSizes(
+                *(decoder[key] for key in ("hidden_dim", "num_queries", "num_heads", "num_layers", "ffn_dim"))
+            ),
         ),
         seen_exponent=config["ensemble"]["alpha"],
         unseen_exponent=config["ensemble"]["beta"],
@@ -197,7 +200,8 @@ def compute(case: Case) -> dict[str, Tensor]:
     record = Recorder(module)
     with torch.no_grad():
         features = module.backbone_features(padded)
-        predictions = network(features, text, intermediate=True)
+        last = network(features, text.vectors, auxiliary=True)
+        predictions = [(merge_names(one.class_logits, text), one.mask_logits) for one in (*last.auxiliary, last)]
         out |= {f"backbone/res{i}": feature for i, feature in enumerate(features, start=2)}
         out |= record.close()
         levels = [(f.shape[2], f.shape[3]) for f in features[:0:-1]]
@@ -364,7 +368,8 @@ def training_tensors(case: Case, module: FCCLIP, padded: Tensor, text: TextEmbed
     out["train/loss_total"] = total
     out |= {f"train/loss/{name}": value for name, value in losses.items()}
     with torch.no_grad():
-        class_logits, mask_logits = module.network(module.backbone_features(padded), text)[-1]
+        output = module.network(module.backbone_features(padded), text.vectors)
+    class_logits, mask_logits = merge_names(output.class_logits, text), output.mask_logits
     out |= {"train/pred_logits": class_logits, "train/pred_masks": mask_logits}
     first = [sum(targets.counts[:i]) for i in range(len(targets.counts))]
     for name, found, places in zip(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.losses import pixel_cross_entropy
-from ovsl.methods.lseg import LSeg, official
+from ovsl.methods.lseg import LSeg, LSegSizes, official
 from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.methods.lseg.network import LOGIT_SCALE, ViTPyramid
 from tests.golden.harness import Case
@@ -73,8 +73,7 @@ def build(case: Case) -> LSeg:
         backbone=backbone,
         backbone_options=options,
         blocks=config.get("hooks"),
-        reassemble=config.get("reassemble"),
-        width=config["features"],
+        sizes=LSegSizes(config["features"], config.get("reassemble")),
         regularizer=REGULARIZERS[config.get("arch_option", 0)],  # type: ignore[arg-type]
         regularizer_depth=config.get("block_depth", 0),
         regularizer_activation=config.get("activation", "lrelu"),
@@ -135,7 +134,7 @@ def class_logits(case: Case, module: LSeg, images: Tensor, text: Tensor) -> Tens
     """
     if case.io["logits"].shape[-2:] == images.shape[-2:]:
         return module.class_logits(images, text)
-    return module.network(module.normalize(images), text)
+    return module.network(module.normalize(images), text).class_logits
 
 
 def compute(case: Case) -> dict[str, Tensor]:

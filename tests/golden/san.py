@@ -12,7 +12,7 @@ from torch.nn import functional
 from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.losses import MaskTargets, uncertain_points
-from ovsl.methods.san import SAN, SideAdapterSettings
+from ovsl.methods.san import SAN, SANSizes
 from ovsl.methods.san.official import convert, rename
 from ovsl.methods.san.recognition import complete_bias_matrix, pool_biases, recognize_literally
 from ovsl.vocabulary import Vocabulary
@@ -57,27 +57,27 @@ def build(case: Case) -> SAN:
     num_shallow_blocks = clip.pop("feature_last_layer_idx")
     clip["text_cfg"] = clip["text_cfg"] or STAND_IN
     features, places = zip(*(map(int, entry.split("->")) for entry in side["fusion_map"]), strict=True)
-    network = SideAdapterSettings(
+    sizes = SANSizes(
         num_shallow_blocks=num_shallow_blocks,
-        clip_scale=config["clip_resolution"],
         fusion=dict(zip(places, features, strict=True)),
-        supervised_blocks=tuple(side["deep_supervision_idxs"]),
         width=side["width"],
-        depth=side["depth"],
+        num_layers=side["depth"],
         num_heads=side["num_heads"],
         patch_size=side["patch_size"],
         image_size=side["image_size"],
         num_queries=side["num_queries"],
         hidden_width=side["mlp_channels"],
-        embedding_width=side["embed_channels"],
+        embedding_dimension=side["embed_channels"],
         num_mlp_layers=side["mlp_num_layers"],
         bias_heads=side["bias_heads"],
         bias_layers=side["bias_layers"],
-        rescale_bias=side["rescale_attn_bias"],
     )
     module = SAN(
         clip=CLIPSettings("golden", config=clip),
-        network=network,
+        sizes=sizes,
+        clip_scale=config["clip_resolution"],
+        supervised_blocks=tuple(side["deep_supervision_idxs"]),
+        rescale_bias=side["rescale_attn_bias"],
         size_divisor=config["size_divisibility"],
         class_weight=loss["class_weight"],
         mask_weight=loss["mask_weight"],
@@ -185,7 +185,7 @@ def evaluate(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor
     for index, block in enumerate(side.blocks):
         watch(block, f"eval.side_block.{index}", lambda o: o)
     prediction = module.predict_masks(batch, text)
-    (level,) = module.network(module.tower, batch)
+    output = module.network(batch, module.text_rows(text))
     for hook in hooks:
         hook.remove()
 
@@ -199,9 +199,9 @@ def evaluate(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor
     pooled = pool_biases(biases, clip_grid)
     shallow = features[num_shallow_blocks]
     torch.testing.assert_close(
-        level.mask_embeddings, recognize_literally(module.tower, shallow, pooled, num_shallow_blocks)
+        output.mask_embeddings, recognize_literally(module.tower, shallow, pooled, num_shallow_blocks)
     )
-    logits = module.class_logits(level.mask_embeddings, text)
+    logits = module.class_logits(output, text)
     torch.testing.assert_close(prediction.class_scores, logits.softmax(2)[..., :-1])
     out |= watched | {f"eval.attn_bias.{index}": layer for index, layer in enumerate(biases)}
     out |= {
@@ -209,7 +209,7 @@ def evaluate(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor
         "eval.clip_cls_last": shallow[:, 0].unsqueeze(0),
         "eval.attn_bias_full.first_head": complete_bias_matrix(pooled)[0, 0, 0],
         "eval.mask_logits": prediction.mask_logits,
-        "eval.mask_emb": level.mask_embeddings,
+        "eval.mask_emb": output.mask_embeddings,
         "eval.class_logits": logits,
     }
     for index, (size, output_size) in enumerate(zip(sizes, map(tuple, options["output_sizes"]), strict=True)):

@@ -8,8 +8,7 @@ from torch import Tensor
 from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.inference import Inference, WholeImage, average_windows, resize
 from ovsl.losses import pixel_accuracy
-from ovsl.methods import ZegCLIP
-from ovsl.methods.zegclip import official
+from ovsl.methods.zegclip import ZegCLIP, ZegCLIPSizes, official
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import Case
 from tests.golden.windows import RectangularWindow
@@ -67,15 +66,17 @@ def build(case: Case) -> ZegCLIP:
     num_prompts = backbone.get("num_tokens") or 0
     module = ZegCLIP(
         clip=CLIPSettings("golden", quick_gelu=True, config=config),
-        num_prompts=num_prompts,
-        deep_prompt_layers=backbone["total_d_layer"] if num_prompts else None,
+        sizes=ZegCLIPSizes(
+            num_prompts=num_prompts,
+            deep_prompt_layers=backbone["total_d_layer"] if num_prompts else None,
+            num_layers=head["num_layers"],
+            num_heads=head["num_heads"],
+            feed_forward=head["ffn_dim"],
+        ),
         focal_weight=meta["loss"]["mask_weight"],
         dice_weight=meta["loss"]["dice_weight"],
         seen_offset=meta["seen_score_offset"],
         self_training_start=0 if meta["self_training"] else None,
-        decoder_layers=head["num_layers"],
-        decoder_heads=head["num_heads"],
-        decoder_ffn_dim=head["ffn_dim"],
         dropout=0.0,
         round_text=meta["text_embedding_dtype"] == "float16",
     )
@@ -152,7 +153,7 @@ def compute(case: Case) -> dict[str, Tensor]:
         text, out = embed_text(case, module)
         images = module.normalize(unnormalized(case, "img"))
         out["backbone.conv1"] = tower.visual.conv1(images)
-        embedded, _ = encoder.embed(tower, images)
+        embedded, _ = encoder.embed(images)
         out["backbone.ln_pre"] = embedded
         if encoder.num_prompts:
             projected = encoder.prompts()
@@ -160,13 +161,13 @@ def compute(case: Case) -> dict[str, Tensor]:
             out |= {f"backbone.prompt_proj{first + row}": prompts for row, prompts in enumerate(projected)}
             if encoder.deep_layers >= 0:
                 out["backbone.prompt_proj0"] = projected[:1]
-        for index, tokens in enumerate(encoder.intermediate_tokens(tower, embedded)):
+        for index, tokens in enumerate(encoder.intermediate_tokens(embedded)):
             out[f"backbone.block{index}"] = tokens.transpose(0, 1)
         if encoder.has_prompt_norm:
             tokens = encoder.prompt_norm(tokens)
             out["backbone.prompt_norm"] = tokens.transpose(0, 1)
         out["backbone.ln_post"] = tower.visual.ln_post(tokens)
-        patches, image_embeddings = encoder(tower, images)
+        patches, image_embeddings = encoder(images)
         descriptors = decoder.descriptors(text.vectors, image_embeddings)
         queries = decoder.q_proj(descriptors)
         out |= {

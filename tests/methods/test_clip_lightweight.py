@@ -11,7 +11,8 @@ from ovsl.errors import InputError
 from ovsl.layers.backbone import Backbone
 from ovsl.losses.cross_entropy import pixel_cross_entropy
 from ovsl.methods import CLIPLightweight
-from ovsl.methods.clip_lightweight.network import CLIPLightweightNetwork, ContextFusion, TwoWayFusion
+from ovsl.methods.clip_lightweight.fusion import CLIPLightweightSizes, ContextFusion, TwoWayFusion
+from ovsl.methods.clip_lightweight.network import CLIPLightweightNetwork
 from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
 
@@ -21,14 +22,14 @@ TINY = {
     "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 4, "image_size": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
 }
-SMALL = {"width": 32, "token_width": 24, "heads": 4, "fpn_width": 16, "head_width": 16}
+SMALL = CLIPLightweightSizes(width=32, token_width=24, fpn_width=16, head_width=16)
 WORDS = Vocabulary.from_words(["road", "sky", "car", "tree", "person", "wall"])
 
 
 def build(**options: Any) -> CLIPLightweight:
     torch.manual_seed(0)
     return CLIPLightweight(
-        clip=CLIPSettings("tiny", quick_gelu=True, config=TINY), templates="photo_of", **SMALL | options
+        clip=CLIPSettings("tiny", quick_gelu=True, config=TINY), templates="photo_of", **{"sizes": SMALL} | options
     )
 
 
@@ -36,8 +37,8 @@ def network(bridge: str = "both", num_classes: int | None = None, **options: Any
     """In float64 and evaluation mode, with BatchNorm statistics and gains of a trained network."""
     torch.manual_seed(0)
     backbone = Backbone("resnet18", options={"channels": (8, 8, 16, 24)})
-    fusion = TwoWayFusion(24, DIM, 32, 24, 4, bridge=bridge, **options)
-    net = CLIPLightweightNetwork(backbone, DIM, fusion, num_classes, 16, 16)
+    fusion = TwoWayFusion(24, DIM, SMALL, bridge, **options)
+    net = CLIPLightweightNetwork(backbone, DIM, fusion, SMALL, num_classes)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -121,25 +122,25 @@ def test_classes_permute_and_the_length_of_their_texts_does_not_matter() -> None
     with torch.no_grad():
         plain, permuted, longer = (net(image(), t) for t in (texts(), texts()[order], 7.5 * texts()))
     assert plain.score_map is not None
-    assert (permuted.logits - plain.logits[:, order]).abs().max() < 1e-10
+    assert (permuted.class_logits - plain.class_logits[:, order]).abs().max() < 1e-10
     assert (permuted.score_map - plain.score_map[:, order]).abs().max() < 1e-10
     assert (permuted.text - plain.text[:, order]).abs().max() < 1e-10
-    assert (longer.logits - plain.logits).abs().max() < 1e-10
+    assert (longer.class_logits - plain.class_logits).abs().max() < 1e-10
 
 
 def test_equal_classes_get_equal_scores() -> None:
     text = texts()
     text[4] = text[1]
     with torch.no_grad():
-        logits = network()(image(), text).logits
+        logits = network()(image(), text).class_logits
     assert (logits[:, 4] - logits[:, 1]).abs().max() < 1e-10
 
 
 def test_images_of_a_batch_do_not_meet() -> None:
     net, images = network(), image()
     with torch.no_grad():
-        together = net(images, texts()).logits
-        alone = torch.cat([net(one[None], texts()).logits for one in images])
+        together = net(images, texts()).class_logits
+        alone = torch.cat([net(one[None], texts()).class_logits for one in images])
     assert (together - alone).abs().max() < 1e-10
 
 
@@ -147,7 +148,7 @@ def test_one_set_of_weights_takes_any_vocabulary() -> None:
     net = network()
     with torch.no_grad():
         for count in (1, 20, 847):
-            assert net(image(1), texts(count)).logits.shape == (1, count, 16, 24)
+            assert net(image(1), texts(count)).class_logits.shape == (1, count, 16, 24)
 
 
 def test_a_closed_set_grows_with_its_classes_and_refuses_others() -> None:
@@ -179,9 +180,10 @@ def test_without_bridge_and_gamma_the_texts_stay_those_of_the_clip() -> None:
 def test_sizes(backbone: str, fusion: int, text_match: int, fpn_concat: int, multiply_adds: float) -> None:
     with torch.device("meta"):
         pyramid = Backbone(backbone, options={"img_size": 512} if "former" in backbone else None)
-        module = TwoWayFusion(pyramid.channels[-1], 512)
-        open_set = CLIPLightweightNetwork(pyramid, 512, module).eval()
-        closed_set = CLIPLightweightNetwork(pyramid, 512, module, num_classes=150)
+        sizes = CLIPLightweightSizes()
+        module = TwoWayFusion(pyramid.channels[-1], 512, sizes)
+        open_set = CLIPLightweightNetwork(pyramid, 512, module, sizes).eval()
+        closed_set = CLIPLightweightNetwork(pyramid, 512, module, sizes, num_classes=150)
         inputs = torch.zeros(1, 3, 512, 512), torch.zeros(150, 512)
     counted = [sum(p.numel() for p in part.parameters()) for part in (module, open_set, closed_set)]
     assert counted == [fusion, text_match, fpn_concat]
@@ -317,7 +319,7 @@ def test_two_images_are_learned_by_heart() -> None:
     with torch.no_grad():
         text = module.training_classes.text()
         logits = functional.interpolate(
-            module.run_network(data["image"], text).logits, size=(64, 96), mode="bilinear", align_corners=False
+            module.run_network(data["image"], text).class_logits, size=(64, 96), mode="bilinear", align_corners=False
         )
     assert losses["cross_entropy"] < 0.05
     assert (logits.argmax(1) == data["semantic"]).float().mean() > 0.99

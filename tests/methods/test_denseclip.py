@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, MultiScale, SlidingWindow
 from ovsl.methods import DenseCLIP
-from ovsl.methods.denseclip import official
+from ovsl.methods.denseclip import ContextDecoderSizes, DenseCLIPSizes, official
 from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import SHIPPED
@@ -26,13 +27,13 @@ VIT = {
     "text_cfg": TEXT,
 }
 WORDS = Vocabulary.from_words(["road", "sky", "traffic light", "tree"])
-SMALL = {"context_decoder": {"width": 16, "num_heads": 2, "num_layers": 1}, "fpn_width": 8, "head_width": 8}
+SMALL = DenseCLIPSizes(ContextDecoderSizes(16, 2, 1), image_size=64, fpn_width=8, head_width=8)
 
 
 def build(config: dict[str, Any] = RESNET, vocabulary: Vocabulary = WORDS, **options: Any) -> DenseCLIP:
     torch.manual_seed(0)
     clip = CLIPSettings("tiny", quick_gelu=True, config=config)
-    options = {"num_classes": 4, "input_resolution": 64} | SMALL | options
+    options = {"num_classes": 4, "sizes": SMALL} | options
     module = DenseCLIP(clip=clip, **options)
     module.training_vocabulary = vocabulary
     return module
@@ -73,7 +74,8 @@ def test_a_deeper_tower_may_start_from_the_weights_of_another() -> None:
 def test_published_parameter_counts(clip: str, resolution: int, denseclip: int, baseline: int) -> None:
     for guided, published in ((True, denseclip), (False, baseline)):
         with torch.device("meta"):
-            module = DenseCLIP(150, CLIPSettings(clip, quick_gelu=True), None, False, None, guided, False, resolution)
+            sizes = DenseCLIPSizes(image_size=resolution)
+            module = DenseCLIP(150, CLIPSettings(clip, quick_gelu=True), language_guidance=guided, sizes=sizes)
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == published
 
 
@@ -150,8 +152,7 @@ def test_the_head_serves_its_classes_and_the_score_map_any() -> None:
         module.open_vocabulary, module.closed_set = True, False
         labels = [found.labels for found in module.segmenter(words)(list(data["image"]), [(64, 96)] * 2)]
         text = module.text_classifier(words)
-        scores = module.run_network(data["image"], text, with_head=False).score_map
-    assert scores is not None
+        scores = module.network.match(module.normalize(data["image"]), text.vectors).score_map
     upsampled = functional.interpolate(scores, size=(64, 96), mode="bilinear", align_corners=False)
     assert torch.equal(torch.stack(labels), upsampled.argmax(1))
     with pytest.raises(InputError, match="has 3 seen classes; set it to 3"):
@@ -188,7 +189,7 @@ def test_views_are_averaged_after_the_softmax() -> None:
 def test_official_names_are_all_accounted_for() -> None:
     weights = load_file(SHIPPED / "denseclip/resnet_mini/weights.safetensors")
     config = {**RESNET, "vision_cfg": {"layers": [1, 2, 1, 1], "width": 2, "head_width": 2, "image_size": 64}}
-    small = {"num_classes": 3, "context_decoder": {"width": 16, "num_heads": 2, "num_layers": 2}}
+    small = {"num_classes": 3, "sizes": replace(SMALL, context_decoder=ContextDecoderSizes(16, 2, 2))}
     module = build(config, **small)
     own = {name: value for name, value in saved_state(module, module.state_dict()).items() if value.is_floating_point()}
     for value in own.values():
@@ -212,7 +213,7 @@ def test_towers_that_do_not_fit_are_named() -> None:
     with pytest.raises(InputError, match="give a timm `backbone`"):
         build(config)
     with pytest.raises(InputError, match="more than the 77 positions"):
-        build(num_contexts=80)
+        build(sizes=replace(SMALL, num_contexts=80))
 
 
 @pytest.mark.parametrize("config", [RESNET, VIT])

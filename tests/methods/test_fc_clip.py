@@ -6,11 +6,12 @@ import torch
 
 from ovsl.clip import CLIPSettings, FrozenCLIP, TextEmbeddings
 from ovsl.errors import InputError
-from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
-from ovsl.methods.fc_clip import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
+from ovsl.layers import pad_to_multiple
+from ovsl.methods.fc_clip import FCCLIP, FCCLIPSizes, MaskDecoderSizes, PixelDecoderSizes
 from ovsl.methods.fc_clip.network import FCCLIPNetwork
 from ovsl.methods.fc_clip.official import CLIP_PREFIX, rename, settings
 from ovsl.methods.fc_clip.official import convert as convert_official
+from ovsl.methods.no_object import merge_names
 from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
 
@@ -24,8 +25,7 @@ def build(tower: dict[str, Any] = CONVNEXT, **settings: Any) -> FCCLIP:
     torch.manual_seed(0)
     return FCCLIP(
         clip=CLIPSettings("tiny", config=tower | {"text_cfg": TEXT}),
-        pixel_decoder=PixelDecoderSettings(32, 4, 2, 1, 16),
-        mask_decoder=MaskDecoderSettings(32, 6, 4, 2, 16),
+        sizes=FCCLIPSizes(PixelDecoderSizes(32, 4, 2, 1, 16), MaskDecoderSizes(32, 6, 4, 2, 16)),
         num_points=32,
         **settings,
     )
@@ -184,7 +184,7 @@ def test_the_best_synonym_speaks_for_its_class() -> None:
     network = build().network
     vectors = torch.nn.functional.normalize(torch.randn(5, 16), dim=-1)
     text = TextEmbeddings(vectors, torch.tensor([0, 1, 1, 1, 2]), 3)
-    logits = network.classify(4 * vectors[3][None, None], text, torch.tensor(10.0))
+    logits = merge_names(network.classify(4 * vectors[3][None, None], vectors, torch.tensor(10.0)), text)
     # The scale is at most 100 and the length of the embedding does not count.
     torch.testing.assert_close(logits[0, 0, 1], torch.tensor(100.0))
     assert logits.shape == (1, 1, 4)
@@ -236,8 +236,7 @@ def test_a_vision_transformer_is_refused() -> None:
 )
 def test_sizes_are_the_published_ones(channels: tuple[int, ...], dimension: int, pixel: int, trainable: int) -> None:
     with torch.device("meta"):
-        decoder = MaskedAttentionDecoder(num_queries=250)
-        network = FCCLIPNetwork(PixelDecoder(channels), decoder, dimension)
+        network = FCCLIPNetwork(channels, dimension, FCCLIPSizes())
     assert sum(parameter.numel() for parameter in network.pixel_decoder.parameters()) == pixel
     assert sum(parameter.numel() for parameter in network.parameters()) == trainable
 

@@ -10,7 +10,7 @@ from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction
 from ovsl.methods import LSeg
-from ovsl.methods.lseg import official
+from ovsl.methods.lseg import LSegSizes, official
 from ovsl.methods.lseg.module import sample_classes
 from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.methods.lseg.network import SpatialRegularizer
@@ -28,8 +28,12 @@ WORDS = Vocabulary.from_words(["road", "sky", "traffic light", "tree"])
 
 def build(vocabulary: Vocabulary = WORDS, **options: Any) -> LSeg:
     torch.manual_seed(0)
-    options = {"backbone": "vit_tiny_patch16_384", "backbone_options": VIT, "reassemble": (8, 8, 8, 8)} | options
-    module = LSeg(clip=CLIPSettings("tiny", quick_gelu=True, config=TINY), width=8, **options)
+    options = {
+        "backbone": "vit_tiny_patch16_384",
+        "backbone_options": VIT,
+        "sizes": LSegSizes(8, (8, 8, 8, 8)),
+    } | options
+    module = LSeg(clip=CLIPSettings("tiny", quick_gelu=True, config=TINY), **options)
     module.training_vocabulary = vocabulary
     return module
 
@@ -189,7 +193,7 @@ def test_official_names_are_all_accounted_for() -> None:
 
     def fresh() -> LSeg:
         clip = CLIPSettings("tiny", quick_gelu=True, config=config)
-        return LSeg(clip, "vit_tiny_patch16_384", backbone_options=options, reassemble=(4, 6, 8, 12), width=8)
+        return LSeg(clip, "vit_tiny_patch16_384", backbone_options=options, sizes=LSegSizes(8, (4, 6, 8, 12)))
 
     module = fresh()
     untouched = {name for name, value in module.network.state_dict().items() if value.is_floating_point()}

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.inference import WholeImage
-from ovsl.methods.san import SAN, SideAdapterSettings
+from ovsl.methods.san import SAN, SANSizes
 from ovsl.methods.san.official import DROPPED, NAMES, convert, settings
 from ovsl.methods.san.recognition import recognize, recognize_literally
 from ovsl.runs.record import saved_state
@@ -20,18 +20,20 @@ CLIP = {
     "text_cfg": {"width": 16, "heads": 2, "layers": 1, "context_length": 77, "vocab_size": 49408},
     "quick_gelu": True,
 }
-SIDE = SideAdapterSettings(
-    num_shallow_blocks=3, fusion={0: 0, 1: 2, 2: 3}, supervised_blocks=(1, 2, 3), width=12, depth=3, num_heads=2,
-    patch_size=8, image_size=64, num_queries=5, hidden_width=10, embedding_width=14,
+SIZES = SANSizes(
+    num_shallow_blocks=3, fusion={0: 0, 1: 2, 2: 3}, width=12, num_layers=3, num_heads=2, patch_size=8, image_size=64,
+    num_queries=5, hidden_width=10, embedding_dimension=14,
 )  # fmt: skip
-LARGE = {"num_shallow_blocks": 18, "clip_scale": 0.7, "fusion": {0: 0, 1: 6, 2: 12, 3: 18}}
-PUBLISHED = {"ViT-B-16": SideAdapterSettings(), "ViT-L-14-336": SideAdapterSettings(**LARGE)}
+LARGE = SANSizes(num_shallow_blocks=18, fusion={0: 0, 1: 6, 2: 12, 3: 18})
+PUBLISHED = {"ViT-B-16": (SANSizes(), 0.5), "ViT-L-14-336": (LARGE, 0.7)}
 WORDS = replace(Vocabulary.from_words(["cat", "sky", "grass", "river"]), seen=(True, False, True, True))
 
 
 def build(clip=CLIP, **options):
     torch.manual_seed(0)
-    module = SAN(CLIPSettings("tiny", config=clip), replace(SIDE, **options), num_points=64)
+    sizes = replace(SIZES, **{name: options.pop(name) for name in list(options) if hasattr(SIZES, name)})
+    options = {"supervised_blocks": (1, 2, 3), "num_points": 64} | options
+    module = SAN(CLIPSettings("tiny", config=clip), sizes, **options)
     module.training_vocabulary = WORDS
     return module
 
@@ -141,8 +143,8 @@ def test_the_network_compiles_as_one_graph(module):
     compiled = torch.compile(module.network, backend="eager", fullgraph=True)
     images = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        ours, plain = compiled(module.tower, images), module.network(module.tower, images)
-    assert torch.equal(ours[0].mask_embeddings, plain[0].mask_embeddings)
+        ours, plain = compiled(images, text().vectors), module.network(images, text().vectors)
+    assert torch.equal(ours.mask_embeddings, plain.mask_embeddings)
 
 
 def test_two_groups_of_which_one_does_not_decay(module):
@@ -174,19 +176,20 @@ def test_impossible_sizes_are_named(options, named):
     [("ViT-B-16", 8_370_866, 157_840_307, (63.25, 90.4)), ("ViT-L-14-336", 9_321_650, 436_674_995, (396.8, 558.8))],
 )
 def test_published_sizes(name, trainable, total, giga_macs):
-    sizes = replace(PUBLISHED[name], recognition="literal")
+    sizes, clip_scale = PUBLISHED[name]
     with torch.device("meta"), torch.no_grad():
-        module = SAN(CLIPSettings(name, quick_gelu=True), sizes).eval()
+        module = SAN(CLIPSettings(name, quick_gelu=True), sizes, clip_scale, recognition="literal").eval()
+        no_words = torch.empty(0, module.clip.embedding_dimension)
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == trainable
         assert sum(p.numel() for p in module.parameters()) == total
         for size, published in zip(((640, 640), (640, 864)), giga_macs, strict=True):
             with FlopCounterMode(display=False) as counter:
-                module.network(module.tower, torch.empty(1, 3, *size))
+                module.network(torch.empty(1, 3, *size), no_words)
             assert round(counter.get_total_flops() / 2e9, 2 if published < 90 else 1) == published
             # The shared form does less for the same result.
             module.network.recognition = "shared"
             with FlopCounterMode(display=False) as cheaper:
-                module.network(module.tower, torch.empty(1, 3, *size))
+                module.network(torch.empty(1, 3, *size), no_words)
             assert cheaper.get_total_flops() < 0.97 * counter.get_total_flops()
             module.network.recognition = "literal"
 
@@ -194,7 +197,7 @@ def test_published_sizes(name, trainable, total, giga_macs):
 @pytest.mark.parametrize("side_width", [144, 192, 288])
 def test_sizes_of_the_other_widths(side_width):
     published = {144: (4_206_290, 5_058_770), 192: (6_067_394, 6_969_026), 288: (11_116_706, 12_116_642)}
-    for (name, sizes), count in zip(PUBLISHED.items(), published[side_width], strict=True):
+    for (name, (sizes, _)), count in zip(PUBLISHED.items(), published[side_width], strict=True):
         with torch.device("meta"):
             module = SAN(CLIPSettings(name, quick_gelu=True), replace(sizes, width=side_width))
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count
@@ -232,7 +235,7 @@ def official_names(module):
 @pytest.mark.parametrize(("name", "count"), [("ViT-B-16", 442), ("ViT-L-14-336", 586)])
 def test_released_files_map_onto_the_published_models(name, count):
     with torch.device("meta"):
-        module = SAN(CLIPSettings(name, quick_gelu=True), PUBLISHED[name])
+        module = SAN(CLIPSettings(name, quick_gelu=True), PUBLISHED[name][0])
         official = official_names(module)
     assert len(official) == count
     convert(official, module)  # every name and shape fits
@@ -269,11 +272,12 @@ def test_convert_refuses_what_does_not_fit(module):
 
 
 def test_settings_of_the_released_files_are_read_off_their_tensors():
-    for name, sizes in PUBLISHED.items():
+    for name, (sizes, clip_scale) in PUBLISHED.items():
         with torch.device("meta"):
             official = official_names(SAN(CLIPSettings(name, quick_gelu=True), sizes))
         found = settings(official)
         assert found["init_args"]["clip"] == {"model": name, "pretrained": "openai"}
-        assert SideAdapterSettings(**found["init_args"]["network"]) == sizes
+        assert SANSizes(**found["init_args"]["sizes"]) == sizes
+        assert found["init_args"]["clip_scale"] == clip_scale
     with pytest.raises(InputError, match="none of the published"):
         settings(official_names(build()))

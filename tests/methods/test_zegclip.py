@@ -9,7 +9,7 @@ from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.layers import interpolate_positions
 from ovsl.methods import ZegCLIP
-from ovsl.methods.zegclip import official
+from ovsl.methods.zegclip import ZegCLIPSizes, official
 from ovsl.methods.zegclip.module import pseudo_labels
 from ovsl.vocabulary import Vocabulary
 from tests.golden.harness import SHIPPED
@@ -23,7 +23,9 @@ TINY = {
 
 def build(split: str | None = "zero_shot_15_5", **options: Any) -> ZegCLIP:
     torch.manual_seed(0)
-    options = {"num_prompts": 2, "decoder_layers": 2, "decoder_heads": 2, "decoder_ffn_dim": 32} | options
+    sizes = {"num_prompts": 2, "num_layers": 2, "num_heads": 2, "feed_forward": 32}
+    sizes |= {name: options.pop(name) for name in list(options) if name in ZegCLIPSizes.__annotations__}
+    options["sizes"] = ZegCLIPSizes(**sizes)
     module = ZegCLIP(clip=CLIPSettings("tiny", quick_gelu=True, config=TINY), **options)
     module.training_vocabulary = Vocabulary.load("pascal_voc_20", split=split)
     return module
@@ -65,7 +67,7 @@ def test_training_changes_prompts_and_decoder_and_leaves_the_clip_bit_identical(
 )
 def test_published_parameter_counts(num_prompts: int, trainable: int, with_gradient: int) -> None:
     with torch.device("meta"):
-        module = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), num_prompts=num_prompts)
+        module = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), sizes=ZegCLIPSizes(num_prompts))
     sizes = {name: p.numel() for name, p in module.named_parameters() if p.requires_grad}
     assert sum(sizes.values()) == trainable
     assert trainable - sum(sizes[name] for name in module._ddp_params_and_buffers_to_ignore) == with_gradient
@@ -179,9 +181,9 @@ def test_images_are_normalised_as_published_and_the_clip_keeps_its_own() -> None
 
 def test_deep_prompts_do_not_outlive_their_block() -> None:
     module = build(num_prompts=5, deep_prompt_layers=1).eval()
-    encoder, tower = module.network.encoder, module.tower
-    tokens, _ = encoder.embed(tower, torch.randn(1, 3, 16, 16))
-    assert [t.shape[1] for t in encoder.intermediate_tokens(tower, tokens)] == [1 + 5 + 16, 1 + 5 + 16, 1 + 16]
+    encoder = module.network.encoder
+    tokens, _ = encoder.embed(torch.randn(1, 3, 16, 16))
+    assert [t.shape[1] for t in encoder.intermediate_tokens(tokens)] == [1 + 5 + 16, 1 + 5 + 16, 1 + 16]
 
 
 def test_the_baseline_of_the_ablation_has_neither_prompts_nor_descriptor() -> None:
@@ -195,7 +197,7 @@ def test_the_baseline_of_the_ablation_has_neither_prompts_nor_descriptor() -> No
     torch.testing.assert_close(module.eval()(batch()["image"], text(module)).scores.sum(1), torch.ones(2, 4, 4))
 
 
-@pytest.mark.parametrize("options", [{"deep_prompt_layers": 3}, {"decoder_heads": 3}])
+@pytest.mark.parametrize("options", [{"deep_prompt_layers": 3}, {"num_heads": 3}])
 def test_impossible_settings_are_named(options: dict[str, int]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         build(**options)
@@ -210,7 +212,7 @@ def release() -> dict[str, Tensor]:
 
 
 def released_module() -> ZegCLIP:
-    return build(decoder_ffn_dim=64)
+    return build(feed_forward=64)
 
 
 def test_every_official_weight_arrives(release: dict[str, Tensor]) -> None:
@@ -261,7 +263,7 @@ def test_settings_of_the_published_checkpoints_are_read_off() -> None:
         "decode_head.loss_decode.criterion.empty_weight": torch.empty(157),
     }
     found = official.settings(tensors)
-    assert found["init_args"]["num_prompts"] == 100
+    assert found["init_args"]["sizes"] == {"num_prompts": 100}
     assert found["init_args"]["templates"] == "zegclip_15"
     assert len(Vocabulary.load(found["vocabulary"], split=found["split"]).seen_indices) == 156
     with pytest.raises(InputError, match="-c CONFIG"):

@@ -23,7 +23,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_workers": 0,
     }
     trainer = {"max_steps": 2, "limit_val_batches": 0, "enable_progress_bar": False, "log_every_n_steps": 1}
-    model = {"clip": {"model": "tiny", "config": TINY_CLIP}, "num_prompts": 2, "decoder_ffn_dim": 32}
+    model = {"clip": {"model": "tiny", "config": TINY_CLIP}, "sizes": {"num_prompts": 2, "feed_forward": 32}}
     content = {"model": {"init_args": model}, "data": {"init_args": data}, "trainer": trainer}
     path.write_text(yaml.safe_dump(content))
     return path

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
-from ovsl.methods import ZegCLIP
+from ovsl.methods.zegclip import ZegCLIP, ZegCLIPSizes
 from ovsl.tools import convert as tool
 from tests.golden.harness import SHIPPED
 
@@ -22,10 +22,7 @@ model:
         embed_dim: 16
         vision_cfg: {layers: 3, width: 24, head_width: 8, patch_size: 4, image_size: 16}
         text_cfg: {context_length: 77, vocab_size: 49408, width: 8, heads: 1, layers: 1}
-    num_prompts: 2
-    decoder_layers: 2
-    decoder_heads: 2
-    decoder_ffn_dim: 64
+    sizes: {num_prompts: 2, num_layers: 2, num_heads: 2, feed_forward: 64}
 """
 
 
@@ -47,7 +44,7 @@ def test_a_converted_release_loads_into_a_new_process_and_says_what_it_was_train
     settings = checkpoint["ovsl"]["settings"]["init_args"]
     assert settings["schedule"]["init_args"]["warmup_steps"] == 1500  # whole settings, defaults included
     clip = {key: settings["clip"][key] for key in ("model", "pretrained", "quick_gelu", "config")}
-    module = ZegCLIP(clip=CLIPSettings(**clip), num_prompts=2, decoder_layers=2, decoder_heads=2, decoder_ffn_dim=64)
+    module = ZegCLIP(clip=CLIPSettings(**clip), sizes=ZegCLIPSizes(2, None, 2, 2, 64))
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"], strict=False)
     release = load_file(RELEASE)

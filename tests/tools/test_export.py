@@ -12,7 +12,7 @@ import yaml
 
 from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
-from ovsl.methods import CLIPLightweight
+from ovsl.methods.clip_lightweight import CLIPLightweight, CLIPLightweightSizes
 from ovsl.tools import export
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import TINY_CLIP
@@ -27,17 +27,15 @@ SETTINGS: dict[str, Any] = {
     "templates": "photo_of",
     "backbone": "resnet18",
     "backbone_options": {"channels": [8, 8, 16, 24]},
-    "width": 32,
-    "token_width": 24,
-    "fpn_width": 16,
-    "head_width": 16,
+    "sizes": {"width": 32, "token_width": 24, "fpn_width": 16, "head_width": 16},
 }
 
 
 @pytest.fixture
 def module() -> CLIPLightweight:
     torch.manual_seed(0)
-    module = CLIPLightweight(**{**SETTINGS, "clip": CLIPSettings("tiny", config=TINY_CLIP)})
+    sizes = CLIPLightweightSizes(**SETTINGS["sizes"])
+    module = CLIPLightweight(**{**SETTINGS, "clip": CLIPSettings("tiny", config=TINY_CLIP), "sizes": sizes})
     module.training_vocabulary = WORDS
     return module
 

@@ -8,7 +8,7 @@ from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.evaluation import Segmenter
 from ovsl.inference import WholeImage
 from ovsl.methods import FCCLIP, SAN, SegmentationModule, ZegCLIP
-from ovsl.methods.san.network import SideAdapterSettings
+from ovsl.methods.zegclip import ZegCLIPSizes
 from ovsl.tools import profile as tool
 from ovsl.vocabulary import Vocabulary
 
@@ -21,7 +21,7 @@ def random_segmenter(model: SegmentationModule, num_classes: int) -> Segmenter:
 @pytest.mark.parametrize(("num_prompts", "classes", "published"), [(10, 20, 110.4), (100, 171, 123.9)])
 def test_published_multiply_adds_of_zegclip(num_prompts: int, classes: int, published: float) -> None:
     with torch.device("meta"):
-        model = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), num_prompts=num_prompts).eval()
+        model = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), sizes=ZegCLIPSizes(num_prompts)).eval()
         images = torch.empty(1, 3, 512, 512, dtype=torch.uint8)
     segmenter = random_segmenter(model, classes)
     found = tool.count_multiply_adds(lambda: tool.scores_at_original_size(segmenter, images))
@@ -33,8 +33,7 @@ def test_multiply_adds_of_san_are_those_of_its_network(
     recognition: Literal["literal", "shared"], published: float
 ) -> None:
     with torch.device("meta"):
-        network = SideAdapterSettings(recognition=recognition)
-        model = SAN(clip=CLIPSettings("ViT-B-16", quick_gelu=True), network=network).eval()
+        model = SAN(clip=CLIPSettings("ViT-B-16", quick_gelu=True), recognition=recognition).eval()
         images = torch.empty(1, 3, 640, 640, dtype=torch.uint8)
         text = random_segmenter(model, 171).words.text
         with torch.no_grad():

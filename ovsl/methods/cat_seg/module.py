@@ -11,13 +11,13 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import SynonymRule, TextEmbeddings, ViTTower
+from ovsl.clip import CLIPSettings, SynonymRule, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, resize
 from ovsl.layers import pad_to_multiple
-from ovsl.methods.base import CLIPSettings, Losses, SegmentationModule
+from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.cat_seg.aggregation import Chunks
 from ovsl.methods.cat_seg.inference import WindowsAndGlobalView
 from ovsl.methods.cat_seg.network import CATSegNetwork, CATSegOutput, CATSegSizes

@@ -16,13 +16,8 @@ from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow
 from ovsl.layers import Backbone, ImageNormalization
 from ovsl.losses import Average, pixel_cross_entropy
 from ovsl.methods.base import Losses
-from ovsl.methods.clip_lightweight.network import (
-    Bridge,
-    CLIPLightweightNetwork,
-    ContextFusion,
-    LightweightOutput,
-    TwoWayFusion,
-)
+from ovsl.methods.clip_lightweight.fusion import Bridge, CLIPLightweightSizes, ContextFusion, TwoWayFusion
+from ovsl.methods.clip_lightweight.network import CLIPLightweightNetwork, CLIPLightweightOutput
 from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 
@@ -41,39 +36,31 @@ class CLIPLightweight(ClosedSetModule):
 
     The same class holds what the paper compares with, on the same backbone, decoder and schedule:
 
-    - plain Semantic FPN, no language: ``fusion: none``, ``decoder: fpn_concat``;
-    - LSeg's principle, pixels matched with fixed texts: ``fusion: none``, ``decoder: text_match``;
-    - DenseCLIP's principle, attention pool and context decoder: ``fusion: context``;
-    - the bridge taken apart: ``bridge: none``, ``v2t`` or ``t2v``.
+    - plain Semantic FPN, no language: `fusion: none`, `decoder: fpn_concat`;
+    - LSeg's principle, pixels matched with fixed texts: `fusion: none`, `decoder: text_match`;
+    - DenseCLIP's principle, attention pool and context decoder: `fusion: context`;
+    - the bridge taken apart: `bridge: none`, `v2t` or `t2v`.
 
     Args:
         clip: The CLIP whose text tower embeds the classes; its image tower is not used.
         backbone: timm model with maps at strides 4, 8, 16 and 32, or a plain vision transformer.
         backbone_pretrained: Load timm's weights.
-        backbone_options: More arguments of ``timm.create_model``, such as ``img_size``.
-        fusion: ``two_way``, ``context`` (DenseCLIP's) or ``none``.
-        bridge: Ways of the bridge: ``both``, ``v2t`` (vision to text), ``t2v`` (text to vision), ``none``.
-        decoder: ``text_match`` matches every pixel with the texts, for any vocabulary; ``fpn_concat`` appends the score
+        backbone_options: More arguments of `timm.create_model`, such as `img_size`.
+        fusion: `two_way`, `context` (DenseCLIP's) or `none`.
+        bridge: Ways of the bridge: `both`, `v2t` (vision to text), `t2v` (text to vision), `none`.
+        decoder: `text_match` matches every pixel with the texts, for any vocabulary; `fpn_concat` appends the score
             map to the pyramid and classifies a closed set, whose classes alone it can predict.
-        num_classes: Classes of the closed set, for ``fpn_concat``.
-        width: Channels of the fusion's CNN.
-        token_width: Width of its transformer.
-        heads: Heads of all its attentions.
-        depth: Its blocks.
-        expand: Expansion of its CNN.
-        ffn_ratio: Expansion of its feed-forward networks.
+        num_classes: Classes of the closed set, for `fpn_concat`.
+        sizes: Sizes of what is added to the backbone.
         gamma: Initial weight of what the image adds to the texts.
-        position_grid: Side of the position grid of ``fusion: context``.
-        fpn_width: Channels of the pyramid.
-        head_width: Channels of the head.
         temperature: Divisor of cosines.
         score_weight: Weight of the loss on the score map.
-        average: Losses are divided by the number of ``labelled`` pixels, or, as in DenseCLIP, of ``all``.
+        average: Losses are divided by the number of `labelled` pixels, or, as in DenseCLIP, of `all`.
         backbone_rate: Factor of the backbone's learning rate; None for 0.1 with pretrained weights, 1 without.
-        inference: Windows, on images whose short side is 512; or :class:`~ovsl.inference.MultiScale`.
+        inference: Windows, on images whose short side is 512; or `MultiScale`.
         optimizer: Biases, norms and gamma go without decay.
         schedule: DenseCLIP's.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+        **kwargs: See `SegmentationModule`.
     """
 
     image_tower = "unused"
@@ -88,16 +75,8 @@ class CLIPLightweight(ClosedSetModule):
         bridge: Bridge = "both",
         decoder: Literal["text_match", "fpn_concat"] = "text_match",
         num_classes: int | None = None,
-        width: int = 256,
-        token_width: int = 256,
-        heads: int = 4,
-        depth: int = 2,
-        expand: int = 2,
-        ffn_ratio: int = 2,
+        sizes: CLIPLightweightSizes = CLIPLightweightSizes(),
         gamma: float = 0.1,
-        position_grid: int = 16,
-        fpn_width: int = 128,
-        head_width: int = 128,
         temperature: float = 0.07,
         score_weight: float = 0.4,
         average: Average = "labelled",
@@ -112,28 +91,29 @@ class CLIPLightweight(ClosedSetModule):
             raise InputError(
                 "model.num_classes is for model.decoder: fpn_concat, and needed there; set both or neither."
             )
-        dim = self.clip.embedding_dimension
+        dimension = self.clip.embedding_dimension
         pyramid = Backbone(backbone, backbone_pretrained, backbone_options)
         channels = pyramid.channels[-1]
         module: TwoWayFusion | ContextFusion | None = None
         if fusion == "two_way":
-            module = TwoWayFusion(channels, dim, width, token_width, heads, depth, expand, ffn_ratio, bridge, gamma)
+            module = TwoWayFusion(channels, dimension, sizes, bridge, gamma)
         elif fusion == "context":
-            module = ContextFusion(channels, dim, position_grid)
+            module = ContextFusion(channels, dimension, sizes.position_grid)
         self.normalize = ImageNormalization(pyramid.mean, pyramid.std)
-        self.network = CLIPLightweightNetwork(pyramid, dim, module, num_classes, fpn_width, head_width, temperature)
+        self.network = CLIPLightweightNetwork(pyramid, dimension, module, sizes, num_classes, temperature)
         self.closed_set = num_classes is not None
         self.score_weight = score_weight
         self.average: Average = average
         self.backbone_rate = (0.1 if backbone_pretrained else 1.0) if backbone_rate is None else backbone_rate
 
-    def run_network(self, images: Tensor, text: TextEmbeddings) -> LightweightOutput:
-        """Images uint8 ``(B, 3, H, W)`` -> logits, score map and texts."""
-        return self.network(self.normalize(images), text.vectors)
+    def run_network(self, images: Tensor, text: TextEmbeddings) -> CLIPLightweightOutput:
+        """Run the network on images uint8 `(B, 3, H, W)`."""
+        output: CLIPLightweightOutput = self.network(self.normalize(images), text.vectors)
+        return output
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
-        """Class logits; see :meth:`SegmentationModule.forward`."""
-        return DensePrediction(text.per_class(self.run_network(images, text).logits.float()))
+        """Give class logits; see `SegmentationModule.forward`."""
+        return DensePrediction(text.per_class(self.run_network(images, text).class_logits.float()))
 
     def losses(self, batch: TrainingBatch) -> Losses:
         """Compute cross entropy of the logits and of the score map; see `SegmentationModule.losses`."""
@@ -146,11 +126,11 @@ class CLIPLightweight(ClosedSetModule):
         return Losses(losses, {"gamma": self.network.fusion.gamma.detach().abs().mean()})
 
     def losses_of(
-        self, output: LightweightOutput, text: TextEmbeddings, labels: Tensor, ignore_index: int
+        self, output: CLIPLightweightOutput, text: TextEmbeddings, labels: Tensor, ignore_index: int
     ) -> dict[str, Tensor]:
-        """Weighted losses of what the network gave, against labels ``(B, H, W)``."""
+        """Weigh the losses of what the network gave, against labels `(B, H, W)`."""
         size = (labels.shape[1], labels.shape[2])
-        logits = resize(text.per_class(output.logits), size)
+        logits = resize(text.per_class(output.class_logits), size)
         losses = {"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index, self.average)}
         if output.score_map is not None:
             scores = resize(text.per_class(output.score_map) / self.network.temperature, size)
@@ -158,7 +138,7 @@ class CLIPLightweight(ClosedSetModule):
         return losses
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
-        """Backbone and the rest, each with and without decay: none on norms, biases and gamma."""
+        """Give backbone and the rest, each with and without decay: none on norms, biases and gamma."""
         backbone = {id(parameter) for parameter in self.network.backbone.parameters()}
         for part, rate in (("backbone", base_rate * self.backbone_rate), ("rest", base_rate)):
             members = [p for p in self.network.parameters() if (id(p) in backbone) == (part == "backbone")]

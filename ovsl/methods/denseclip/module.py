@@ -13,17 +13,12 @@ from ovsl.clip import CLIPSettings, ResNetTower, TextEmbeddings, TextEncoder, Vi
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction, SlidingWindow, resize
-from ovsl.layers import Backbone, ContextDecoder, ImageNormalization
+from ovsl.layers import Backbone, ImageNormalization
 from ovsl.losses import Average, pixel_accuracy, pixel_cross_entropy
 from ovsl.methods.base import Losses
 from ovsl.methods.closed_set import ClosedSetModule
-from ovsl.methods.denseclip.network import (
-    BackboneEncoder,
-    DenseCLIPNetwork,
-    DenseCLIPOutput,
-    ResNetEncoder,
-    ViTEncoder,
-)
+from ovsl.methods.denseclip.encoders import ViTOptions, build_encoder, build_language_encoder
+from ovsl.methods.denseclip.network import DenseCLIPNetwork, DenseCLIPOutput, DenseCLIPSizes, SemanticFPN
 from ovsl.methods.denseclip.text import ContextTextClassifier, LearnedContexts
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.vocabulary import load_class_names
@@ -37,42 +32,38 @@ class DenseCLIP(ClosedSetModule):
     rate; the text tower is frozen and read through eight learned context tokens. The cosines of cells and texts are
     appended to one level of the pyramid and trained by an auxiliary loss.
 
-    The method is fully supervised: its head knows ``num_classes`` classes. With ``open_vocabulary`` predictions are
+    The method is fully supervised: its head knows `num_classes` classes. With `open_vocabulary` predictions are
     the softmax of the score map instead, which exists for any list of words (an addition of ours).
 
     Args:
-        clip: The CLIP; its image tower, where no ``backbone`` is given, becomes part of the network and trains.
+        clip: The CLIP; its image tower, where no `backbone` is given, becomes part of the network and trains.
         num_classes: Classes of the head: those of the training vocabulary that may be used in training.
         backbone: timm backbone in place of the image tower; its attention pool starts from random weights.
-        backbone_pretrained: Load timm's weights of the ``backbone``.
-        backbone_options: More arguments of ``timm.create_model``.
+        backbone_pretrained: Load timm's weights of the `backbone`.
+        backbone_options: More arguments of `timm.create_model`.
         language_guidance: False for the plain Semantic FPN on the same encoder, the paper's baseline.
         open_vocabulary: Predict with the score map.
-        input_resolution: Image side that the stored position grid stands for; 512, ViT-B 640.
+        sizes: Sizes of what is added to the image tower.
         name_length: Tokens of a class name, start and end included.
         class_names: Names to show in place of those of the vocabulary, class -> name, or the name of a shipped set
-            (``denseclip_ade20k``).
-        num_contexts: Learned context tokens.
-        context_decoder: Settings of the :class:`~ovsl.layers.context_decoder.ContextDecoder`: ``width``,
-            ``num_heads``, ``num_layers``, ``dropout``.
+            (`denseclip_ade20k`).
         gamma: Initial weight of what the image adds to the texts.
         temperature: Divisor of the cosines in the auxiliary loss.
         score_weight: Weight of the auxiliary loss.
-        fpn_width: Channels of the pyramid.
-        head_width: Channels of the head.
         head_dropout: Dropout of the head.
+        context_dropout: Dropout of the context decoder.
         drop_path: Stochastic depth of a vision transformer.
         out_indices: Blocks of a vision transformer whose outputs make the pyramid; None for those of 12 blocks.
         repeat_class_embedding: Add a vision transformer's class embedding twice, as the official code does.
         average: What losses are divided by; the published runs count ignored pixels too.
         backbone_rate: Factor of the learning rate of the image encoder.
         inference: Windows of the published single-scale rows, on images whose short side is 512. Multi-scale rows:
-            :class:`~ovsl.inference.MultiScale`.
+            `MultiScale`.
         image_tower_start: CLIP whose image tower gives the starting weights that fit by name and shape; all others stay
             as `clip` has them. The released RN101 baseline starts so from RN50, its other blocks random.
         optimizer: Published optimiser.
         schedule: Published schedule.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`; ``templates`` and ``synonyms`` are not used.
+        **kwargs: See `SegmentationModule`; `templates` and `synonyms` are not used.
     """
 
     image_tower = "trained"
@@ -86,17 +77,14 @@ class DenseCLIP(ClosedSetModule):
         backbone_options: dict[str, Any] | None = None,
         language_guidance: bool = True,
         open_vocabulary: bool = False,
-        input_resolution: int = 512,
+        sizes: DenseCLIPSizes = DenseCLIPSizes(),
         name_length: int = 5,
         class_names: dict[str, str] | str | None = None,
-        num_contexts: int = 8,
-        context_decoder: dict[str, Any] | None = None,
         gamma: float = 1e-4,
         temperature: float = 0.07,
         score_weight: float = 0.4,
-        fpn_width: int = 256,
-        head_width: int = 256,
         head_dropout: float = 0.1,
+        context_dropout: float = 0.1,
         drop_path: float = 0.1,
         out_indices: Sequence[int] | None = None,
         repeat_class_embedding: bool = True,
@@ -111,56 +99,37 @@ class DenseCLIP(ClosedSetModule):
         super().__init__(clip=clip, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs)
         if open_vocabulary and not language_guidance:
             raise InputError("open_vocabulary predicts with the score map, which needs language_guidance: true.")
-        dim = self.clip.embedding_dimension
         tower = self.clip.take_image_tower()
         if image_tower_start is not None:
             take_weights(tower.visual, image_tower_start)
-        encoder: ResNetEncoder | ViTEncoder | BackboneEncoder
-        self.normalize = self.clip.normalize
-        if backbone is not None:
-            pyramid = Backbone(backbone, backbone_pretrained, backbone_options)
-            self.normalize = ImageNormalization(pyramid.mean, pyramid.std)
-            encoder = BackboneEncoder(pyramid, dim, input_resolution // 32, language_guidance)
-        elif isinstance(tower, ResNetTower):
-            encoder = ResNetEncoder(tower, input_resolution // 32, language_guidance)
-        elif isinstance(tower, ViTTower):
-            blocks = tower.num_layers
-            out_indices = out_indices or tuple(blocks * part // 12 - 1 for part in (4, 6, 8, 12))
-            if len(out_indices) != 4 or not all(0 <= index < blocks for index in out_indices):
-                raise InputError(f"out_indices is {list(out_indices)}; give four block numbers from 0 to {blocks - 1}.")
-            encoder = ViTEncoder(
-                tower,
-                input_resolution // tower.patch_size,
-                language_guidance,
-                out_indices,
-                drop_path,
-                repeat_class_embedding,
-            )
-        else:
+        source = tower if backbone is None else Backbone(backbone, backbone_pretrained, backbone_options)
+        if not isinstance(source, Backbone | ResNetTower | ViTTower):
             raise InputError(
                 f"DenseCLIP reads CLIP's ResNets and vision transformers, and {self.clip.name!r} is neither; choose "
                 "another, or give a timm `backbone`."
             )
-        self.network = DenseCLIPNetwork(
-            encoder,
-            num_classes,
-            dim if language_guidance else None,
-            ContextDecoder(dim, **(context_decoder or {})) if language_guidance else None,
-            fpn_width,
-            head_width,
-            head_dropout,
-            gamma,
-        )
+        self.normalize = self.clip.normalize
+        if isinstance(source, Backbone):
+            self.normalize = ImageNormalization(source.mean, source.std)
+        vit = ViTOptions(out_indices, drop_path, repeat_class_embedding)
+        self.network: DenseCLIPNetwork | SemanticFPN
         self.contexts: LearnedContexts | None = None
         if language_guidance:
-            width = self.clip.text.token_embedding.weight.shape[1]
-            self.contexts = LearnedContexts(num_contexts, width)
-            if num_contexts + name_length > self.clip.context_length:
-                raise InputError(
-                    f"{num_contexts} contexts and names of {name_length} tokens need more than the "
-                    f"{self.clip.context_length} positions of the text tower of {self.clip.name!r}; lower num_contexts "
-                    "or name_length."
-                )
+            dimension = self.clip.embedding_dimension
+            encoder = build_language_encoder(source, dimension, sizes.image_size, vit)
+            self.network = DenseCLIPNetwork(
+                encoder, num_classes, dimension, sizes, head_dropout, context_dropout, gamma
+            )
+            self.contexts = LearnedContexts(sizes.num_contexts, self.clip.text.token_embedding.weight.shape[1])
+        else:
+            plain = build_encoder(source, sizes.image_size, vit)
+            self.network = SemanticFPN(plain, num_classes, sizes, head_dropout)
+        if language_guidance and sizes.num_contexts + name_length > self.clip.context_length:
+            raise InputError(
+                f"{sizes.num_contexts} contexts and names of {name_length} tokens need more than the "
+                f"{self.clip.context_length} positions of the text tower of {self.clip.name!r}; lower "
+                "sizes.num_contexts or name_length."
+            )
         self.name_length = name_length
         self.class_names = load_class_names(class_names)
         self.open_vocabulary = open_vocabulary
@@ -178,25 +147,22 @@ class DenseCLIP(ClosedSetModule):
 
     # Prediction ----------------------------------------------------------------------------------------------------
 
-    def run_network(self, images: Tensor, text: TextEmbeddings, with_head: bool = True) -> DenseCLIPOutput:
-        """Images uint8 ``(B, 3, H, W)`` -> logits of the head and score map."""
-        vectors = None if self.contexts is None else text.vectors
-        return self.network(self.normalize(images), vectors, with_head)
+    def run_network(self, images: Tensor, text: TextEmbeddings) -> DenseCLIPOutput:
+        """Run the network with its head: images uint8 `(B, 3, H, W)`, texts of the head's classes."""
+        output: DenseCLIPOutput = self.network(self.normalize(images), text.vectors)
+        return output
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
-        """Logits of the head, or the score map's; see :meth:`SegmentationModule.forward`."""
-        if self.open_vocabulary:
-            scores = self.run_network(images, text, with_head=False).score_map
-            assert scores is not None
-            return DensePrediction(scores / self.temperature)
+        """Give logits of the head, or of the score map; see `SegmentationModule.forward`."""
+        if self.open_vocabulary and isinstance(self.network, DenseCLIPNetwork):
+            score_map = self.network.match(self.normalize(images), text.vectors).score_map
+            return DensePrediction(score_map / self.temperature)
         if text.num_classes != self.network.num_classes:
             raise InputError(
                 f"The head of this DenseCLIP has {self.network.num_classes} classes and was given {text.num_classes}: "
                 "evaluate on the training vocabulary, or set model.open_vocabulary: true to predict with the score map."
             )
-        logits = self.run_network(images, text).logits
-        assert logits is not None
-        return DensePrediction(logits.float())
+        return DensePrediction(self.run_network(images, text).class_logits.float())
 
     # Training ------------------------------------------------------------------------------------------------------
 
@@ -212,10 +178,9 @@ class DenseCLIP(ClosedSetModule):
         return self.losses_of(output, training.targets(batch["semantic"]), training.ignore_index)
 
     def losses_of(self, output: DenseCLIPOutput, labels: Tensor, ignore_index: int) -> Losses:
-        """Weighted losses of what the network gave, against labels ``(B, H, W)``."""
+        """Weigh the losses of what the network gave, against labels `(B, H, W)`."""
         size = (labels.shape[1], labels.shape[2])
-        assert output.logits is not None
-        logits = resize(output.logits, size)
+        logits = resize(output.class_logits, size)
         losses = {"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index, self.average)}
         if output.score_map is not None:
             scores = resize(output.score_map / self.temperature, size)
@@ -224,9 +189,9 @@ class DenseCLIP(ClosedSetModule):
         return Losses(losses, {"pixel_accuracy": pixel_accuracy(logits, labels, ignore_index)})
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
-        """Published groups: the image encoder at a tenth of the rate; the context decoder's layer norms undecayed.
+        """Give the published groups: the encoder at a tenth of the rate; the context decoder's layer norms undecayed.
 
-        Only what has ``norm`` in its official name and lies outside the encoder goes without decay; BatchNorms, other
+        Only what has `norm` in its official name and lies outside the encoder goes without decay; BatchNorms, other
         layer norms, biases, contexts and gamma do decay.
         """
         groups: dict[str, list[Tensor]] = {"backbone": [], "norm": [], "rest": []}

@@ -73,5 +73,5 @@ def convert(state_dict: Mapping[str, Tensor], module: DenseCLIP) -> None:
     position = "clip.model.positional_embedding"
     if position in found:
         expected[position] = expected[position][: len(found[position])]
-    check = "clip.model, num_classes, language_guidance, input_resolution and num_contexts"
+    check = "model.clip, model.num_classes, model.language_guidance and model.sizes"
     load_release(module, found, expected, check, text_tower_optional=True)

@@ -1,5 +1,6 @@
-"""FC-CLIP: one frozen convolutional CLIP."""
+"""FC-CLIP: open-vocabulary masks from one frozen convolutional CLIP."""
 
-from ovsl.methods.fc_clip.module import FCCLIP, MaskDecoderSettings, PixelDecoderSettings
+from ovsl.methods.fc_clip.module import FCCLIP
+from ovsl.methods.fc_clip.network import FCCLIPSizes, MaskDecoderSizes, PixelDecoderSizes
 
-__all__ = ["FCCLIP", "MaskDecoderSettings", "PixelDecoderSettings"]
+__all__ = ["FCCLIP", "FCCLIPSizes", "MaskDecoderSizes", "PixelDecoderSizes"]

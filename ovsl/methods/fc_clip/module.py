@@ -3,67 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jsonargparse import lazy_instance
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from ovsl.clip import CLIPSettings, ConvTower, SynonymRule, TextEmbeddings
 from ovsl.data.batches import TrainingBatch
 from ovsl.evaluation import Words
-from ovsl.inference import MaskPrediction, resize
-from ovsl.layers import MaskedAttentionDecoder, PixelDecoder, pad_to_multiple
+from ovsl.inference import Inference, MaskPrediction, WholeImage, resize
+from ovsl.layers import pad_to_multiple
 from ovsl.losses import Draw, HungarianMatcher, MaskSetCriterion, MaskTargets
 from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.fc_clip.ensemble import geometric_ensemble
-from ovsl.methods.fc_clip.network import FCCLIPNetwork
+from ovsl.methods.fc_clip.network import FCCLIPNetwork, FCCLIPSizes
+from ovsl.methods.no_object import merge_names
 from ovsl.methods.schedules import MultiStepSchedule, Schedule
 from ovsl.metrics import AbsentClasses
 from ovsl.vocabulary import Vocabulary
 
 STRIDE = 32
 """Images are padded to multiples of this, the stride of the coarsest map."""
-
-
-@dataclass
-class PixelDecoderSettings:
-    """Sizes of the pixel decoder; see :class:`~ovsl.layers.PixelDecoder`.
-
-    Args:
-        width: Channels of the multi-scale features, divisible by 32.
-        num_heads: Heads of the deformable attention.
-        num_points: Points per head and level.
-        num_layers: Number of encoder layers.
-        feed_forward: Hidden size of their perceptrons.
-    """
-
-    width: int = 256
-    num_heads: int = 8
-    num_points: int = 4
-    num_layers: int = 6
-    feed_forward: int = 1024
-
-
-@dataclass
-class MaskDecoderSettings:
-    """Sizes of the mask decoder; see :class:`~ovsl.layers.MaskedAttentionDecoder`.
-
-    Args:
-        width: Size of the queries, and channels of the mask features.
-        num_queries: Number of queries.
-        num_heads: Heads of the attentions.
-        num_layers: Number of layers.
-        feed_forward: Hidden size of their perceptrons.
-    """
-
-    width: int = 256
-    num_queries: int = 250
-    num_heads: int = 8
-    num_layers: int = 9
-    feed_forward: int = 2048
 
 
 class FCCLIP(SegmentationModule):
@@ -77,9 +39,8 @@ class FCCLIP(SegmentationModule):
     segmentation. Images of any size; padding to a multiple of 32 is part of the model.
 
     Args:
-        clip: A convolutional CLIP: ``convnext_large_d_320`` in the paper, any open_clip ConvNeXt or ResNet here.
-        pixel_decoder: Sizes of the pixel decoder.
-        mask_decoder: Sizes of the mask decoder.
+        clip: A convolutional CLIP: `convnext_large_d_320` in the paper, any open_clip ConvNeXt or ResNet here.
+        sizes: Sizes of pixel decoder and mask decoder.
         seen_exponent: Share of the frozen CLIP in the ensemble for classes seen in training (alpha).
         unseen_exponent: Its share for all others (beta).
         ensemble_on_valid_masks: Leave the frozen CLIP out for masks that are empty at stride 32; the published
@@ -92,9 +53,11 @@ class FCCLIP(SegmentationModule):
         templates: Prompt template set.
         synonyms: How the names of one class are merged.
         absent_classes: Published figures average over the classes that occur in the ground truth.
-        optimizer: Published optimiser.
-        schedule: Learning-rate schedule; the published run of 368,750 steps drops at 327,778 and 355,092.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+        inference: The whole image, masks brought to the original size before they are combined with the classes, as
+            published for sets with panoptic truth; the published semantic figures combine first.
+        optimizer: Published optimiser; norms and embeddings do not decay.
+        schedule: Published schedule; the run of 368,750 steps drops at 327,778 and 355,092.
+        **kwargs: See `SegmentationModule`.
     """
 
     predicts_masks = True
@@ -102,8 +65,7 @@ class FCCLIP(SegmentationModule):
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(model="toy_convnext"),
-        pixel_decoder: PixelDecoderSettings = PixelDecoderSettings(),
-        mask_decoder: MaskDecoderSettings = MaskDecoderSettings(),
+        sizes: FCCLIPSizes = FCCLIPSizes(),
         seen_exponent: float = 0.4,
         unseen_exponent: float = 0.8,
         ensemble_on_valid_masks: bool = False,
@@ -115,8 +77,9 @@ class FCCLIP(SegmentationModule):
         templates: str = "vild_14",
         synonyms: SynonymRule = "max",
         absent_classes: AbsentClasses = "skip",
+        inference: Inference = WholeImage(resize_masks_first=True),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.05),
-        schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(327_778, 355_092)),
+        schedule: Schedule = MultiStepSchedule(milestones=(327_778, 355_092)),
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -124,31 +87,13 @@ class FCCLIP(SegmentationModule):
             templates=templates,
             synonyms=synonyms,
             absent_classes=absent_classes,
+            inference=inference,
             optimizer=optimizer,
             schedule=schedule,
             **kwargs,
         )
         self.tower = self.clip.require_tower(ConvTower, "FCCLIP")
-        self.network = FCCLIPNetwork(
-            PixelDecoder(
-                self.tower.stage_channels,
-                pixel_decoder.width,
-                mask_decoder.width,
-                pixel_decoder.num_heads,
-                pixel_decoder.num_points,
-                pixel_decoder.num_layers,
-                pixel_decoder.feed_forward,
-            ),
-            MaskedAttentionDecoder(
-                pixel_decoder.width,
-                mask_decoder.width,
-                mask_decoder.num_queries,
-                mask_decoder.num_heads,
-                mask_decoder.num_layers,
-                mask_decoder.feed_forward,
-            ),
-            self.clip.embedding_dimension,
-        )
+        self.network = FCCLIPNetwork(self.tower.stage_channels, self.clip.embedding_dimension, sizes)
         self.seen_exponent = seen_exponent
         self.unseen_exponent = unseen_exponent
         self.ensemble_on_valid_masks = ensemble_on_valid_masks
@@ -162,25 +107,26 @@ class FCCLIP(SegmentationModule):
         )
 
     def backbone_features(self, images: Tensor) -> list[Tensor]:
-        """Maps of the frozen tower: normalised ``(B, 3, H, W)`` -> stride 4, 8, 16 and 32, without gradient."""
+        """Read the frozen tower: normalised `(B, 3, H, W)` -> maps at stride 4, 8, 16 and 32, without gradient."""
         with torch.no_grad():
             stages = self.tower.stage_features(images)
         return [stages[name] for name in ("res2", "res3", "res4", "res5")]
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
-        """Masks with ensembled class probabilities; see :meth:`SegmentationModule.forward`.
+        """Masks with ensembled class probabilities; see `SegmentationModule.forward`.
 
-        Classes whose ``text.seen`` is unknown count as seen.
+        Classes whose `text.seen` is unknown count as seen.
         """
         padded = pad_to_multiple(self.clip.normalize(images), STRIDE)
         features = self.backbone_features(padded)
-        class_logits, mask_logits = self.network(features, text)[-1]
-        return self.ensemble(features[-1], class_logits, mask_logits, text, (padded.shape[2], padded.shape[3]))
+        output = self.network(features, text.vectors)
+        class_logits = merge_names(output.class_logits, text)
+        return self.ensemble(features[-1], class_logits, output.mask_logits, text, (padded.shape[2], padded.shape[3]))
 
     def released_network(self, images: Tensor, text: TextEmbeddings) -> object:
-        """Backbone and decoders, every prediction classified; inference here classifies the last one alone."""
+        """Run backbone and decoders, every prediction classified; inference here classifies the last one alone."""
         padded = pad_to_multiple(self.clip.normalize(images), STRIDE)
-        return self.network(self.backbone_features(padded), text, intermediate=True)
+        return self.network(self.backbone_features(padded), text.vectors, auxiliary=True)
 
     def ensemble(
         self,
@@ -193,11 +139,11 @@ class FCCLIP(SegmentationModule):
         """Merge the two classifiers (paper, section 3.3).
 
         Args:
-            coarsest: The tower's last map, ``(B, channels, H/32, W/32)``.
-            class_logits: Of the trained classifier, ``(B, Q, C + 1)``.
-            mask_logits: ``(B, Q, H/4, W/4)``.
+            coarsest: The tower's last map, `(B, channels, H/32, W/32)`.
+            class_logits: Of the trained classifier, `(B, Q, C + 1)`.
+            mask_logits: `(B, Q, H/4, W/4)`.
             text: Text embeddings of C classes.
-            padded_size: ``(H, W)``.
+            padded_size: `(H, W)`.
         """
         masks = pooling_masks(mask_logits, coarsest)
         frozen_logits = self.out_of_vocabulary_logits(coarsest, masks, text)
@@ -215,9 +161,10 @@ class FCCLIP(SegmentationModule):
         return MaskPrediction(mask_logits.float(), probabilities[..., :-1], probabilities[..., -1], padded_size)
 
     def out_of_vocabulary_logits(self, coarsest: Tensor, masks: Tensor, text: TextEmbeddings) -> Tensor:
-        """Class logits of the frozen CLIP for regions of its last map: ``(B, Q, C + 1)``, void last."""
+        """Let the frozen CLIP classify regions of its last map: `(B, Q, C + 1)`, void last."""
         embeddings = self.tower.embed_masks(coarsest, masks)
-        return self.network.classify(embeddings, text, self.clip.model.logit_scale)  # type: ignore[arg-type]
+        scale: Tensor = self.clip.model.logit_scale  # type: ignore[assignment]
+        return merge_names(self.network.classify(embeddings, text.vectors, scale), text)
 
     def words(self, vocabulary: Vocabulary) -> Words:
         """See `SegmentationModule.words`.
@@ -243,12 +190,13 @@ class FCCLIP(SegmentationModule):
     def set_losses(
         self, images: Tensor, text: TextEmbeddings, targets: MaskTargets, draw: Draw = torch.rand
     ) -> dict[str, Tensor]:
-        """Losses of normalised, padded images ``(B, 3, H, W)`` against masks of the same size."""
-        predictions = self.network(self.backbone_features(images), text, intermediate=True)
+        """Compare normalised, padded images `(B, 3, H, W)` with masks of the same size."""
+        last = self.network(self.backbone_features(images), text.vectors, auxiliary=True)
+        predictions = [(merge_names(one.class_logits, text), one.mask_logits) for one in (*last.auxiliary, last)]
         return self.criterion(predictions, targets, draw)
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
-        """Norms and embeddings go without weight decay, as released: all but the pixel decoder's level embedding."""
+        """Leave norms and embeddings without weight decay, as released: all but the pixel decoder's level embedding."""
         exempt = {
             id(parameter)
             for module in self.network.modules()
@@ -265,5 +213,5 @@ class FCCLIP(SegmentationModule):
 
 
 def pooling_masks(mask_logits: Tensor, coarsest: Tensor) -> Tensor:
-    """Cells of the tower's last map that lie in each mask: bool ``(B, Q, h, w)``."""
+    """Find the cells of the tower's last map that lie in each mask: bool `(B, Q, h, w)`."""
     return resize(mask_logits, (coarsest.shape[2], coarsest.shape[3])) > 0

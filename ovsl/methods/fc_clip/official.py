@@ -97,7 +97,7 @@ def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     model, pretrained = RELEASES[len(tower), void.shape[1]]
     init_args = {
         "clip": {"model": model, "pretrained": pretrained},
-        "mask_decoder": {"num_queries": len(queries)},
+        "sizes": {"mask_decoder": {"num_queries": len(queries)}},
         "ensemble_on_valid_masks": convnext is None,
     }
     return {"init_args": init_args, "vocabulary": "coco_panoptic_133", "split": None}
@@ -117,6 +117,6 @@ def convert(state_dict: Mapping[str, Tensor], module: FCCLIP) -> None:
     Raises:
         InputError: With what is unknown, missing, left over, of another shape, or of another CLIP.
     """
-    check = "model.clip, model.pixel_decoder and model.mask_decoder"
+    check = "model.clip and model.sizes"
     optional = module.clip.pretrained is not None
     load_release(module, rename(state_dict), fillable(module), check, text_tower_optional=optional)

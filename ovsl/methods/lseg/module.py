@@ -20,7 +20,14 @@ from ovsl.layers import ImageNormalization, pad_to_multiple
 from ovsl.losses import pixel_cross_entropy
 from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
-from ovsl.methods.lseg.network import LSegNetwork, Matching, ResNetPyramid, SpatialRegularizer, ViTPyramid
+from ovsl.methods.lseg.network import (
+    LSegNetwork,
+    LSegSizes,
+    Matching,
+    ResNetPyramid,
+    SpatialRegularizer,
+    ViTPyramid,
+)
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.vocabulary import Vocabulary, load_class_names
 
@@ -42,29 +49,27 @@ class LSeg(SegmentationModule):
 
     Args:
         clip: The CLIP whose text tower embeds the labels: ViT-B-32 in the released model, RN50x16 for the best one.
-        backbone: timm vision transformer with patches of 16 or 32, or ResNet: ``vit_large_patch16_384``,
-            ``vit_base_patch32_384``, ``resnet101``.
+        backbone: timm vision transformer with patches of 16 or 32, or ResNet: `vit_large_patch16_384`,
+            `vit_base_patch32_384`, `resnet101`.
         backbone_pretrained: Load timm's ImageNet weights of the backbone.
-        backbone_options: More arguments of ``timm.create_model``.
+        backbone_options: More arguments of `timm.create_model`.
         blocks: Transformer blocks that are read, 0-based; None for the ends of the four quarters.
-        reassemble: Channels of the four reassembled maps; None for the published ones of the patch size.
-        width: Channels of the decoder.
-        regularizer: Spatial regularisation of the logits, section 3.3 of the paper; ``none`` in the released models.
+        sizes: Sizes of what is added to the backbone.
+        regularizer: Spatial regularisation of the logits, section 3.3 of the paper; `none` in the released models.
         regularizer_depth: Its repetitions.
         regularizer_activation: Its activation.
-        matching: ``float16`` for the rounding of the official code on a GPU.
-        objective: ``all_classes`` is cross entropy over the training labels (ADE20K); ``one_class`` asks of each image
+        matching: `float16` for the rounding of the official code on a GPU.
+        objective: `all_classes` is cross entropy over the training labels (ADE20K); `one_class` asks of each image
             one of its classes against the label "others" (the zero-shot experiments on few-shot folds).
         class_names: Names to show in place of those of the vocabulary, class -> name, or the name of a shipped set.
-            The official ADE20K run (``lseg_ade20k``) shows only the first word of some, since its label file separates
-            words as it separates synonyms. With
-            ``one_class`` a background class is shown as "others".
+            The official ADE20K run (`lseg_ade20k`) shows only the first word of some, since its label file separates
+            words as it separates synonyms. With `one_class` a background class is shown as "others".
         decoder_rate: Factor of the learning rate of decoder and head.
         templates: Labels are shown bare.
-        inference: Published multi-scale evaluation; a plain :class:`~ovsl.inference.WholeImage` is 12 times cheaper.
+        inference: Published multi-scale evaluation; a plain `WholeImage` is 12 times cheaper.
         optimizer: Published optimiser. The published rate is 0.004 / 16 times the images of one GPU, here 4.
         schedule: Published schedule.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+        **kwargs: See `SegmentationModule`.
     """
 
     image_tower = "unused"
@@ -76,8 +81,7 @@ class LSeg(SegmentationModule):
         backbone_pretrained: bool = False,
         backbone_options: dict[str, Any] | None = None,
         blocks: Sequence[int] | None = None,
-        reassemble: Sequence[int] | None = None,
-        width: int = 256,
+        sizes: LSegSizes = LSegSizes(),
         regularizer: Literal["none", "bottleneck", "depthwise"] = "none",
         regularizer_depth: int = 1,
         regularizer_activation: Literal["lrelu", "tanh"] = "lrelu",
@@ -95,7 +99,7 @@ class LSeg(SegmentationModule):
             clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
         )
         self.class_names = load_class_names(class_names)
-        encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, reassemble)
+        encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, sizes.reassemble)
         # Transformers see 0.5 as mean and deviation in the official code, the ResNet ImageNet's.
         half = (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD)
         imagenet = (constants.IMAGENET_DEFAULT_MEAN, constants.IMAGENET_DEFAULT_STD)
@@ -103,7 +107,7 @@ class LSeg(SegmentationModule):
         self.network = LSegNetwork(
             encoder,
             self.clip.embedding_dimension,
-            width,
+            sizes.width,
             None
             if regularizer == "none"
             else SpatialRegularizer(regularizer, regularizer_depth, regularizer_activation),
@@ -117,21 +121,21 @@ class LSeg(SegmentationModule):
         return TextClassifier(self.clip, self.templates, self.synonyms, self.class_names)
 
     def class_logits(self, images: Tensor, text: Tensor) -> Tensor:
-        """Logits ``(B, K, H, W)`` of images ``(B, 3, H, W)`` for texts ``(K, D)`` or ``(B, K, D)``."""
+        """Classify images `(B, 3, H, W)` with texts `(K, D)` or `(B, K, D)`: `(B, K, H, W)`."""
         height, width = images.shape[-2:]
         # Black is padded before the normalisation, which is what the official evaluation pads with.
-        logits = self.network(self.normalize(pad_to_multiple(images, 32)), text)
+        logits: Tensor = self.network(self.normalize(pad_to_multiple(images, 32)), text).class_logits
         return logits[..., :height, :width]
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
-        """Class logits; with ``one_class`` those over the logit of "others". See :meth:`SegmentationModule.forward`."""
+        """Class logits; with `one_class` those over the logit of "others". See `SegmentationModule.forward`."""
         if self.objective == "all_classes":
             return DensePrediction(text.per_class(self.class_logits(images, text.vectors)))
         logits = self.class_logits(images, torch.cat([self._others(), text.vectors]))
         return DensePrediction(text.per_class(logits[:, 1:] - logits[:, :1]))
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Cross entropy over the training labels; see :meth:`SegmentationModule.losses`."""
+        """Cross entropy over the training labels; see `SegmentationModule.losses`."""
         training = self.training_classes
         ignore_index = training.ignore_index
         labels, text = training.targets(batch["semantic"]), training.text()
@@ -159,7 +163,7 @@ class LSeg(SegmentationModule):
         return self.text_classifier(Vocabulary.from_words([OTHERS])).vectors
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
-        """The encoder at the base rate, decoder and head at ``decoder_rate`` times it."""
+        """The encoder at the base rate, decoder and head at `decoder_rate` times it."""
         encoder = list(self.network.encoder.parameters())
         members = {id(parameter) for parameter in encoder}
         decoder = [parameter for parameter in self.network.parameters() if id(parameter) not in members]
@@ -171,11 +175,11 @@ def sample_classes(labels: Tensor, num_classes: int) -> Tensor:
     """One class of each image, drawn evenly from those in it; from all classes where an image has none.
 
     Args:
-        labels: int64 ``(B, H, W)``; values outside 0..num_classes - 1 are not drawn.
+        labels: int64 `(B, H, W)`; values outside 0..num_classes - 1 are not drawn.
         num_classes: Number of classes.
 
     Returns:
-        int64 ``(B,)``.
+        int64 `(B,)`.
     """
     known = (labels >= 0) & (labels < num_classes)
     present = labels.new_zeros(len(labels), num_classes + 1)
@@ -188,7 +192,7 @@ def sample_classes(labels: Tensor, num_classes: int) -> Tensor:
 def build_encoder(
     name: str, pretrained: bool, options: dict[str, Any], blocks: Sequence[int] | None, channels: Sequence[int] | None
 ) -> ViTPyramid | ResNetPyramid:
-    """The image encoder of a timm model; see :class:`LSeg`."""
+    """The image encoder of a timm model; see `LSeg`."""
     if not timm.is_model(name):
         raise InputError(f"timm has no backbone {name!r}; LSeg was published with vit_large_patch16_384.")
     model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)

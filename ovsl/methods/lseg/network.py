@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,36 @@ Matching = Literal["float32", "float16"]
 LOGIT_SCALE = 1 / 0.07
 
 
+@dataclass(frozen=True)
+class LSegSizes:
+    """Sizes of what LSeg adds to its backbone; the defaults are the published ones.
+
+    Args:
+        width: Channels of the decoder.
+        reassemble: Channels of the four reassembled maps; None for the published ones of the patch size.
+    """
+
+    width: int = 256
+    reassemble: tuple[int, ...] | None = None
+
+
+class LSegOutput(NamedTuple):
+    """What the network gives.
+
+    Attributes:
+        class_logits: Scaled cosines of pixels and texts, `(B, K, H, W)`.
+    """
+
+    class_logits: Tensor
+
+
 class ViTPyramid(nn.Module):
     """Four maps at strides 4, 8, 16, 32 from four blocks of a vision transformer (DPT's readout and reassembly).
 
     Ranftl, Bochkovskiy, Koltun: *Vision Transformers for Dense Prediction*, ICCV 2021, https://arxiv.org/abs/2103.13413.
 
     Args:
-        vit: timm ``VisionTransformer`` with patches of 16 or 32; its final norm and classifier are taken away.
+        vit: timm `VisionTransformer` with patches of 16 or 32; its final norm and classifier are taken away.
         blocks: Blocks that are read, 0-based.
         channels: Channels of the four maps.
     """
@@ -46,7 +70,7 @@ class ViTPyramid(nn.Module):
             self.reassemble.append(nn.Sequential(*layers))
 
     def tokens(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
-        """Outputs of the blocks that are read, ``(B, 1 + h*w, width)``, and the grid ``(h, w)``."""
+        """Outputs of the blocks that are read, `(B, 1 + h*w, width)`, and the grid `(h, w)`."""
         patches = self.vit.patch_embed.proj(images)
         grid = (patches.shape[2], patches.shape[3])
         first = self.vit.cls_token.expand(len(images), -1, -1)
@@ -60,7 +84,7 @@ class ViTPyramid(nn.Module):
         return outputs, grid
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images ``(B, 3, H, W)`` -> four maps, fine to coarse."""
+        """Normalised images `(B, 3, H, W)` -> four maps, fine to coarse."""
         outputs, grid = self.tokens(images)
         levels = []
         for tokens, readout, reassemble in zip(outputs, self.readout, self.reassemble, strict=True):
@@ -75,7 +99,7 @@ class ResNetPyramid(nn.Module):
     """The four stages of a ResNet, strides 4, 8, 16, 32.
 
     Args:
-        resnet: timm ``ResNet``; pooling and classifier are taken away.
+        resnet: timm `ResNet`; pooling and classifier are taken away.
     """
 
     def __init__(self, resnet: Any) -> None:
@@ -85,7 +109,7 @@ class ResNetPyramid(nn.Module):
         self.channels = tuple(info["num_chs"] for info in resnet.feature_info[-4:])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images ``(B, 3, H, W)`` -> four maps, fine to coarse."""
+        """Normalised images `(B, 3, H, W)` -> four maps, fine to coarse."""
         resnet = self.resnet
         out = resnet.maxpool(resnet.act1(resnet.bn1(resnet.conv1(images))))
         levels = []
@@ -106,7 +130,7 @@ class ResidualConvUnit(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, width, h, w)`` in and out."""
+        """`(B, width, h, w)` in and out."""
         out = self.bn1(self.conv1(functional.relu(features)))
         return features + self.bn2(self.conv2(functional.relu(out)))
 
@@ -126,7 +150,7 @@ class FusionBlock(nn.Module):
         self.output = nn.Conv2d(width, width, 1)
 
     def forward(self, features: Tensor, skip: Tensor | None = None) -> Tensor:
-        """``(B, width, h, w)``, and a level of the same size -> ``(B, width, 2h, 2w)``."""
+        """`(B, width, h, w)`, and a level of the same size -> `(B, width, 2h, 2w)`."""
         if self.skip is not None and skip is not None:
             features = features + self.skip(skip)
         features = functional.interpolate(self.refine(features), scale_factor=2.0, mode="bilinear", align_corners=True)
@@ -156,7 +180,7 @@ class Decoder(nn.Module):
         return paths
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Levels, fine to coarse -> ``(B, width, H/2, W/2)``."""
+        """Levels, fine to coarse -> `(B, width, H/2, W/2)`."""
         return self.paths(levels)[0]
 
 
@@ -166,7 +190,7 @@ class SpatialRegularizer(nn.Module):
     LSeg, section 3.3. The same kernel is used at every repetition, and the last repetition has no activation.
 
     Args:
-        kind: ``depthwise``, or ``bottleneck``, which also adds the maximum over classes.
+        kind: `depthwise`, or `bottleneck`, which also adds the maximum over classes.
         depth: Repetitions; 0 counts as 1, as in the official code.
         activation: Between repetitions.
     """
@@ -181,7 +205,7 @@ class SpatialRegularizer(nn.Module):
         self.activation = {"lrelu": nn.LeakyReLU(0.01), "tanh": nn.Tanh()}[activation]
 
     def forward(self, logits: Tensor) -> Tensor:
-        """``(B, K, h, w)`` in and out."""
+        """`(B, K, h, w)` in and out."""
         for repetition in range(self.depth):
             out = self.depthwise(logits.flatten(0, 1).unsqueeze(1)).view_as(logits)
             if self.kind == "bottleneck":
@@ -195,17 +219,17 @@ class LSegNetwork(nn.Module):
 
     Args:
         encoder: Image encoder.
-        embedding_dim: Size D of the text embeddings.
+        embedding_dimension: Size D of the text embeddings.
         width: Channels of the decoder.
         regularizer: Spatial regularisation of the logits; None as in the released models.
-        matching: ``float16`` rounds the unit embeddings and their products to half precision, as the official code
+        matching: `float16` rounds the unit embeddings and their products to half precision, as the official code
             does on a GPU.
     """
 
     def __init__(
         self,
         encoder: ViTPyramid | ResNetPyramid,
-        embedding_dim: int,
+        embedding_dimension: int,
         width: int = 256,
         regularizer: SpatialRegularizer | None = None,
         matching: Matching = "float32",
@@ -213,16 +237,16 @@ class LSegNetwork(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = Decoder(encoder.channels, width)
-        self.head = nn.Conv2d(width, embedding_dim, 1)
+        self.head = nn.Conv2d(width, embedding_dimension, 1)
         self.regularizer = regularizer
         self.matching = matching
 
     def pixel_features(self, images: Tensor) -> Tensor:
-        """Normalised images ``(B, 3, H, W)`` -> embeddings ``(B, D, H/2, W/2)``, not normalised."""
+        """Normalised images `(B, 3, H, W)` -> embeddings `(B, D, H/2, W/2)`, not normalised."""
         return self.head(self.decoder(self.encoder(images)))
 
     def match(self, features: Tensor, text: Tensor) -> Tensor:
-        """Scaled cosines ``(B, K, h, w)`` of features ``(B, D, h, w)`` and texts ``(K, D)`` or ``(B, K, D)``."""
+        """Scaled cosines `(B, K, h, w)` of features `(B, D, h, w)` and texts `(K, D)` or `(B, K, D)`."""
         dtype = torch.float16 if self.matching == "float16" else torch.float32
         # The scale is a constant in the official code too, whatever its name there says.
         scale = torch.tensor(math.exp(math.log(LOGIT_SCALE)), dtype=dtype, device=features.device)
@@ -232,17 +256,14 @@ class LSegNetwork(nn.Module):
         features = scale * (features / features.norm(dim=1, keepdim=True)).to(dtype)
         return torch.einsum("bkd,bdhw->bkhw", text, features).float()
 
-    def forward(self, images: Tensor, text: Tensor) -> Tensor:
-        """Class logits at the size of the input, where 32 divides it.
+    def forward(self, images: Tensor, text: Tensor) -> LSegOutput:
+        """Match every pixel with texts, at the size of the input where 32 divides it.
 
         Args:
-            images: Normalised ``(B, 3, H, W)``.
-            text: ``(K, D)``, or ``(B, K, D)`` with classes of each image's own; any length.
-
-        Returns:
-            ``(B, K, H, W)``.
+            images: Normalised `(B, 3, H, W)`.
+            text: `(K, D)`, or `(B, K, D)` with classes of each image's own; any length.
         """
         logits = self.match(self.pixel_features(images), text)
         if self.regularizer is not None:
             logits = self.regularizer(logits)
-        return functional.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=True)
+        return LSegOutput(functional.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=True))

@@ -90,6 +90,6 @@ def convert(state_dict: Mapping[str, Tensor], module: LSeg) -> None:
     Raises:
         InputError: With what is unknown, missing, left over, of another shape, or of another CLIP.
     """
-    check = "backbone, width, regularizer and clip.model"
+    check = "model.clip, model.backbone, model.sizes and model.regularizer"
     expected = fillable(module, unused=["clip.model.logit_scale"])
     load_release(module, rename(state_dict), expected, check, text_tower_optional=True)

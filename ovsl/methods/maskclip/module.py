@@ -17,12 +17,12 @@ class MaskCLIP(SegmentationModule):
 
     Zhou, Loy, Dai: *Extract Free Dense Labels from CLIP*, ECCV 2022, https://arxiv.org/abs/2112.01071. The variant is
     the one that CLIP-DINOiser builds on: residual and MLP of the last block are kept, no key smoothing, no prompt
-    denoising; per-patch ``softmax(temperature * cosine)`` is upsampled and averaged over windows. Convolutional
+    denoising; per-patch `softmax(temperature * cosine)` is upsampled and averaged over windows. Convolutional
     towers use their last map, projected cell by cell.
 
     Args:
         temperature: Factor of the cosine before the softmax; 100 in the paper whatever the checkpoint's own scale.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+        **kwargs: See `SegmentationModule`.
     """
 
     trainable = False
@@ -33,10 +33,10 @@ class MaskCLIP(SegmentationModule):
         self.temperature = temperature
 
     def dense_features(self, images: Tensor) -> Tensor:
-        """Patch features in the joint space: uint8 ``(B, 3, H, W)`` -> ``(B, D, h, w)``, not normalised."""
+        """Patch features in the joint space: uint8 `(B, 3, H, W)` -> `(B, D, h, w)`, not normalised."""
         return self.tower.dense_features(self.clip.normalize(images))
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
-        """Class probabilities on the patch grid; see :meth:`SegmentationModule.forward`."""
+        """Class probabilities on the patch grid; see `SegmentationModule.forward`."""
         scores = text.per_class(cosine_scores(self.dense_features(images), text.vectors))
         return DensePrediction((self.temperature * scores).softmax(dim=1))

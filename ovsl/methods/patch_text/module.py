@@ -28,7 +28,7 @@ class PatchText(SegmentationModule):
         clip: The CLIP that is fine-tuned.
         temperature: Factor of the cosine before the softmax.
         train_clip: Substrings of CLIP parameter names that train.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+        **kwargs: See `SegmentationModule`.
     """
 
     def __init__(
@@ -41,18 +41,17 @@ class PatchText(SegmentationModule):
         super().__init__(clip=clip, train_clip=train_clip, **kwargs)
         self.tower = self.clip.require_tower(ViTTower, "PatchText")
         self.temperature = temperature
-        # The class token's way out of the last block is not part of the patch features, and never gets a gradient.
 
     def dense_features(self, images: Tensor) -> Tensor:
-        """Patch features in the joint space: uint8 ``(B, 3, H, W)`` -> ``(B, D, h, w)``, not normalised."""
+        """Patch features in the joint space: uint8 `(B, 3, H, W)` -> `(B, D, h, w)`, not normalised."""
         return self.tower.dense_features(self.clip.normalize(images), mode="attention")
 
     def class_logits(self, images: Tensor, text: TextEmbeddings) -> Tensor:
-        """``temperature * cosine`` on the patch grid, ``(B, C, h, w)``."""
+        """`temperature * cosine` on the patch grid, `(B, C, h, w)`."""
         return self.temperature * text.per_class(cosine_scores(self.dense_features(images), text.vectors))
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
-        """Class probabilities on the patch grid; see :meth:`SegmentationModule.forward`."""
+        """Class probabilities on the patch grid; see `SegmentationModule.forward`."""
         return DensePrediction(self.class_logits(images, text).softmax(dim=1))
 
     def losses(self, batch: TrainingBatch) -> Losses:

@@ -13,11 +13,13 @@ from torch.nn import functional
 
 from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
-from ovsl.inference import MaskPrediction
+from ovsl.inference import Inference, MaskPrediction, WholeImage
 from ovsl.layers import pad_to_multiple
 from ovsl.losses import HungarianMatcher, MaskSetCriterion
 from ovsl.methods.base import Losses, SegmentationModule
-from ovsl.methods.san.network import SideAdapterNetwork, SideAdapterSettings
+from ovsl.methods.no_object import merge_names
+from ovsl.methods.san.network import Recognition, SANOutput, SANSizes, SideAdapterNetwork
+from ovsl.methods.schedules import PolynomialSchedule, Schedule
 
 
 class SAN(SegmentationModule):
@@ -34,7 +36,12 @@ class SAN(SegmentationModule):
 
     Args:
         clip: The frozen CLIP; its image tower has to be a vision transformer.
-        network: Sizes of the trained network.
+        sizes: Sizes of the trained network.
+        clip_scale: Size of CLIP's input relative to the side network's; 0.7 for ViT-L/14.
+        supervised_blocks: Side blocks that are decoded in training, counted from 1; evaluation decodes the last.
+        rescale_bias: Whether a learned scalar factor and offset act on all attention biases.
+        recognition: `shared` runs CLIP's own tokens once and computes no attention that is cut; `literal` is the
+            published form with the same result.
         templates: Prompt template set.
         size_divisor: Images are padded at the bottom and right, with zeros after normalisation, to multiples of it.
         class_weight: Weight of the class cross entropy, in the loss and in the matching.
@@ -43,8 +50,10 @@ class SAN(SegmentationModule):
         no_object_weight: Class weight of no-object.
         num_points: Points for each mask in matching and losses.
         train_clip: CLIP's position embedding trains, class row included; everything else of it is frozen.
-        optimizer: Published optimiser; queries, positions and the norms of the side blocks do not decay.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+        inference: The whole image, masks at the original size before they are combined with the classes, as published.
+        optimizer: Published optimiser, of one rate for everything that trains.
+        schedule: Published schedule, over 60,000 steps.
+        **kwargs: See `SegmentationModule`.
     """
 
     predicts_masks = True
@@ -52,7 +61,11 @@ class SAN(SegmentationModule):
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(),
-        network: SideAdapterSettings = SideAdapterSettings(),
+        sizes: SANSizes = SANSizes(),
+        clip_scale: float = 0.5,
+        supervised_blocks: tuple[int, ...] = (7, 8),
+        rescale_bias: bool = True,
+        recognition: Recognition = "shared",
         templates: str = "vild_14",
         size_divisor: int = 32,
         class_weight: float = 2.0,
@@ -61,12 +74,22 @@ class SAN(SegmentationModule):
         no_object_weight: float = 0.1,
         num_points: int = 12544,
         train_clip: tuple[str, ...] = ("visual.positional_embedding",),
+        inference: Inference = WholeImage(resize_masks_first=True),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4),
+        schedule: Schedule = PolynomialSchedule(power=0.9),
         **kwargs: Any,
     ) -> None:
-        super().__init__(clip=clip, templates=templates, train_clip=train_clip, optimizer=optimizer, **kwargs)
+        super().__init__(
+            clip=clip,
+            templates=templates,
+            train_clip=train_clip,
+            inference=inference,
+            optimizer=optimizer,
+            schedule=schedule,
+            **kwargs,
+        )
         self.tower = self.clip.require_tower(ViTTower, "SAN")
-        self.network = SideAdapterNetwork(self.tower, network)
+        self.network = SideAdapterNetwork(self.tower, sizes, clip_scale, supervised_blocks, rescale_bias, recognition)
         width = self.clip.embedding_dimension
         self.no_object_embedding = nn.Parameter(torch.randn(1, width) * width**-0.5)
         self.size_divisor = size_divisor
@@ -79,37 +102,37 @@ class SAN(SegmentationModule):
         )
 
     def pad(self, maps: Tensor, value: float = 0) -> Tensor:
-        """Pad ``(..., H, W)`` at the bottom and right to multiples of ``size_divisor``."""
+        """Pad `(..., H, W)` at the bottom and right to multiples of `size_divisor`."""
         return pad_to_multiple(maps, self.size_divisor, value)
 
     def text_rows(self, text: TextEmbeddings) -> Tensor:
-        """Text embeddings with the current no-object embedding as last row, all unit vectors: ``(N + 1, D)``."""
+        """Text embeddings with the current no-object embedding as last row, all unit vectors: `(N + 1, D)`."""
         return functional.normalize(torch.cat([text.vectors, self.no_object_embedding]), dim=1)
 
-    def class_logits(self, mask_embeddings: Tensor, text: TextEmbeddings) -> Tensor:
-        """``(B, Q, D)`` -> ``(B, Q, C + 1)``, no-object last."""
-        logits = self.clip.logit_scale * mask_embeddings @ self.text_rows(text).T
-        return torch.cat([text.per_class(logits[..., :-1], dim=2), logits[..., -1:]], dim=2)
+    def class_logits(self, output: SANOutput, text: TextEmbeddings) -> Tensor:
+        """Scale the network's cosines, the best synonym speaking for its class: `(B, Q, C + 1)`, no-object last."""
+        return merge_names(self.clip.logit_scale * output.class_logits, text)
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
-        """Masks and their class probabilities; see :meth:`SegmentationModule.forward`."""
+        """Masks and their class probabilities; see `SegmentationModule.forward`."""
         return self.predict_masks(self.pad(self.clip.normalize(images)), text)
 
     def predict_masks(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
-        """Like :meth:`forward`, for images that are normalised and padded already."""
-        (level,) = self.network(self.tower, images)
-        probabilities = self.class_logits(level.mask_embeddings, text).softmax(dim=2)
+        """Like `forward`, for images that are normalised and padded already."""
+        output = self.network(images, self.text_rows(text))
+        probabilities = self.class_logits(output, text).softmax(dim=2)
         padded_size = (images.shape[2], images.shape[3])
-        return MaskPrediction(level.mask_logits, probabilities[..., :-1], probabilities[..., -1], padded_size)
+        return MaskPrediction(output.mask_logits, probabilities[..., :-1], probabilities[..., -1], padded_size)
 
     def losses(self, batch: TrainingBatch) -> Losses:
-        """Class, mask and dice losses of every supervised level, the last one without suffix."""
+        """Compute class, mask and dice losses of every supervised block; see `SegmentationModule.losses`."""
         targets = self.training_classes.masks(batch)
         # Padding belongs to no mask, like ignored pixels.
         targets = replace(targets, masks=self.pad(targets.masks))
         text = self.training_classes.text()
-        levels = self.network(self.tower, self.pad(self.clip.normalize(batch["image"])), all_levels=True)
-        predictions = [(self.class_logits(level.mask_embeddings, text), level.mask_logits) for level in levels]
+        images = self.pad(self.clip.normalize(batch["image"]))
+        last = self.network(images, self.text_rows(text), auxiliary=True)
+        predictions = [(self.class_logits(one, text), one.mask_logits) for one in (*last.auxiliary, last)]
         return Losses(self.criterion(predictions, targets))
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:

@@ -12,13 +12,11 @@ from ovsl.errors import InputError
 from ovsl.methods.release import fillable, load_release, rename_by_rules
 from ovsl.methods.san.module import SAN
 
-# Width and patch size of CLIP -> the CLIP of the published checkpoint, and what its network does not share with B/16.
-RELEASES: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {
-    (768, 16): ("ViT-B-16", {}),
-    (1024, 14): (
-        "ViT-L-14-336",
-        {"num_shallow_blocks": 18, "clip_scale": 0.7, "fusion": {0: 0, 1: 6, 2: 12, 3: 18}},
-    ),
+# Width and patch size of CLIP -> the CLIP of the published checkpoint, the scale of its input, and the sizes that the
+# network does not share with that for B/16.
+RELEASES: dict[tuple[int, int], tuple[str, float, dict[str, Any]]] = {
+    (768, 16): ("ViT-B-16", 0.5, {}),
+    (1024, 14): ("ViT-L-14-336", 0.7, {"num_shallow_blocks": 18, "fusion": {0: 0, 1: 6, 2: 12, 3: 18}}),
 }
 
 _SIDE = "side_adapter_network."
@@ -75,10 +73,11 @@ def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     queries = state_dict.get(_SIDE + "query_embed")
     if conv1 is None or queries is None or (conv1.shape[0], conv1.shape[2]) not in RELEASES:
         raise InputError("This is none of the published SAN checkpoints; give its settings with -c CONFIG.")
-    model, sizes = RELEASES[conv1.shape[0], conv1.shape[2]]
+    model, clip_scale, sizes = RELEASES[conv1.shape[0], conv1.shape[2]]
     init_args = {
         "clip": {"model": model, "pretrained": "openai"},
-        "network": {"num_queries": queries.shape[1], "width": queries.shape[2], **sizes},
+        "sizes": {"num_queries": queries.shape[1], "width": queries.shape[2], **sizes},
+        "clip_scale": clip_scale,
     }
     return {"init_args": init_args, "vocabulary": "coco_stuff_171", "split": None}
 
@@ -96,4 +95,4 @@ def convert(state_dict: Mapping[str, Tensor], module: SAN) -> None:
     Raises:
         InputError: With what is unknown, missing, left over, of another shape, or of another CLIP.
     """
-    load_release(module, rename(state_dict), fillable(module), "model.clip and model.network")
+    load_release(module, rename(state_dict), fillable(module), "model.clip and model.sizes")

@@ -19,11 +19,11 @@ def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
     """Bring biases to CLIP's patch grid by adaptive maximum pooling.
 
     Args:
-        biases: ``(layers, B, heads, Q, h, w)``.
-        grid: CLIP's grid ``(clip_h, clip_w)``.
+        biases: `(layers, B, heads, Q, h, w)`.
+        grid: CLIP's grid `(clip_h, clip_w)`.
 
     Returns:
-        ``(layers, B, heads, Q, clip_h*clip_w)``.
+        `(layers, B, heads, Q, clip_h*clip_w)`.
     """
     pooled = functional.adaptive_max_pool2d(biases.flatten(0, 2), grid)
     return pooled.flatten(2).unflatten(0, biases.shape[:3])
@@ -38,12 +38,12 @@ def recognize(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_block
 
     Args:
         tower: The image tower.
-        tokens: Class token and patches after the last shallow block, ``(B, 1 + N, clip_width)``.
-        biases: Pooled biases ``(layers, B, heads or 1, Q, N)``, with one layer for all deep blocks or one for each.
-        num_shallow_blocks: Blocks that ``tokens`` have been through.
+        tokens: Class token and patches after the last shallow block, `(B, 1 + N, clip_width)`.
+        biases: Pooled biases `(layers, B, heads or 1, Q, N)`, with one layer for all deep blocks or one for each.
+        num_shallow_blocks: Blocks that `tokens` have been through.
 
     Returns:
-        Unit vectors ``(B, Q, D)``.
+        Unit vectors `(B, Q, D)`.
     """
     num_queries = biases.shape[3]
     # Columns of the SLS tokens, of which each sees only its own, and of the class token, which none sees.
@@ -61,7 +61,7 @@ def recognize(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_block
 def _deep_block(
     block: ResidualAttentionBlock, slots: Tensor, tokens: Tensor, mask: Tensor, slots_only: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """One CLIP block on SLS tokens and plain tokens; ``slots_only`` leaves the plain tokens behind."""
+    """One CLIP block on SLS tokens and plain tokens; `slots_only` leaves the plain tokens behind."""
     attention, num_slots, width = block.attn, slots.shape[1], slots.shape[2]
     sequence = torch.cat([slots, tokens], dim=1)
     normed = block.ln_1(sequence)
@@ -82,7 +82,7 @@ def _deep_block(
 
 
 def recognize_literally(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
-    """The same as :func:`recognize`, as published: one sequence, one complete bias matrix for all of it.
+    """The same as `recognize`, as published: one sequence, one complete bias matrix for all of it.
 
     Kept as the reference that the cheaper form is compared with, and for counting operations as the paper does.
     """
@@ -98,10 +98,10 @@ def complete_bias_matrix(biases: Tensor) -> Tensor:
     """Additive attention matrix over SLS tokens, class token and patches.
 
     Args:
-        biases: Pooled biases ``(layers, B, heads, Q, N)``.
+        biases: Pooled biases `(layers, B, heads, Q, N)`.
 
     Returns:
-        ``(layers, B, heads, Q + 1 + N, Q + 1 + N)``; what is cut has -100.
+        `(layers, B, heads, Q + 1 + N, Q + 1 + N)`; what is cut has -100.
     """
     num_queries, length = biases.shape[3], sum(biases.shape[3:]) + 1
     matrix = biases.new_zeros(*biases.shape[:3], length, length)

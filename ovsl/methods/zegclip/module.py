@@ -19,7 +19,7 @@ from ovsl.layers import ImageNormalization
 from ovsl.losses import count_masks, dice_loss, pixel_accuracy, pixel_cross_entropy, sigmoid_focal_loss
 from ovsl.methods.base import Losses, SegmentationModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.methods.zegclip.network import AttentionToMaskDecoder, AttentionToMaskLayer, PromptedEncoder, ZegCLIPNetwork
+from ovsl.methods.zegclip.network import AttentionToMaskLayer, ZegCLIPNetwork, ZegCLIPSizes
 from ovsl.vocabulary import Vocabulary
 
 
@@ -33,53 +33,44 @@ class ZegCLIP(SegmentationModule):
     unseen class added at test time competes with nothing it was pushed below.
 
     The three settings of the paper: **inductive** is the default, with a zero-shot split of the training vocabulary;
-    **transductive** sets ``self_training_start`` (and starts within one run, or from ``initial_checkpoint``); **fully
-    supervised** is a training vocabulary without a split. The rows of its ablation: ``num_prompts: 0``,
-    ``loss: exclusive`` and ``relationship_descriptor: false`` together are the baseline on a frozen CLIP, and with
-    ``train_clip: [visual.]`` the fine-tuned one.
+    **transductive** sets `self_training_start` (and starts within one run, or from `initial_checkpoint`); **fully
+    supervised** is a training vocabulary without a split. The rows of its ablation: `sizes.num_prompts: 0`,
+    `loss: exclusive` and `relationship_descriptor: false` together are the baseline on a frozen CLIP, and with
+    `train_clip: [visual.]` the fine-tuned one.
 
     Args:
         clip: The CLIP; its image tower has to be a vision transformer with a class token.
-        num_prompts: Prompt tokens in a block: 10 for VOC, 100 for COCO-Stuff; 0 for none.
-        deep_prompt_layers: Blocks after the first with prompts of their own; None for all, 0 for shallow prompts,
-            negative for the last blocks only.
-        relationship_descriptor: Query with ``[text * image, text]`` and not with the text alone.
-        loss: ``non_exclusive`` (focal and dice on sigmoids) or ``exclusive`` (softmax and cross entropy, which
+        sizes: Sizes of prompts and decoder.
+        relationship_descriptor: Query with `[text * image, text]` and not with the text alone.
+        loss: `non_exclusive` (focal and dice on sigmoids) or `exclusive` (softmax and cross entropy, which
             ignores pixels without a label).
         focal_weight: Weight of the focal loss.
         dice_weight: Weight of the dice loss.
         seen_offset: Subtracted from the scores of seen classes at test time, except with self-training.
         self_training_start: Step from which pixels of unseen classes are labelled with the best unseen class of the
-            same forward pass; 0 with an inductive ``initial_checkpoint``. None for the other two settings.
-        decoder_layers: Layers of the decoder.
-        decoder_heads: Attention heads of the decoder.
-        decoder_ffn_dim: Hidden width of the decoder's feed-forward networks.
+            same forward pass; 0 with an inductive `initial_checkpoint`. None for the other two settings.
         dropout: Dropout of prompts and decoder.
-        normalization: ``imagenet`` mean and standard deviation, as published, or those of the ``clip``.
+        normalization: `imagenet` mean and standard deviation, as published, or those of the `clip`.
         repeat_class_embedding: Add the class embedding of the tower twice, as the official code does.
         position_mode: Interpolation of position embeddings.
         round_text: Round text embeddings to half precision, in which the official ones are stored.
-        templates: ``single`` for VOC, ``zegclip_15`` for COCO-Stuff and PASCAL Context.
+        templates: `single` for VOC, `zegclip_15` for COCO-Stuff and PASCAL Context.
         inference: Windows of the published tables, on images whose short side is 512.
         optimizer: One group: everything that trains has the same rate and decay in the published recipe.
         schedule: Published schedule.
-        **kwargs: See :class:`~ovsl.methods.base.SegmentationModule`.
+        **kwargs: See `SegmentationModule`.
     """
 
     def __init__(
         self,
         clip: CLIPSettings = CLIPSettings(),
-        num_prompts: int = 10,
-        deep_prompt_layers: int | None = None,
+        sizes: ZegCLIPSizes = ZegCLIPSizes(),
         relationship_descriptor: bool = True,
         loss: Literal["non_exclusive", "exclusive"] = "non_exclusive",
         focal_weight: float = 100.0,
         dice_weight: float = 1.0,
         seen_offset: float = 0.1,
         self_training_start: int | None = None,
-        decoder_layers: int = 3,
-        decoder_heads: int = 8,
-        decoder_ffn_dim: int = 2048,
         dropout: float = 0.1,
         normalization: Literal["imagenet", "clip"] = "imagenet",
         repeat_class_embedding: bool = True,
@@ -95,31 +86,14 @@ class ZegCLIP(SegmentationModule):
             clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
         )
         self.tower = self.clip.require_tower(ViTTower, "ZegCLIP")
-        num_layers = self.tower.num_layers
-        if deep_prompt_layers is None:
-            deep_prompt_layers = num_layers - 1
-        if not -num_layers <= deep_prompt_layers < num_layers:
-            raise InputError(
-                f"deep_prompt_layers is {deep_prompt_layers}, but the image tower of {self.clip.name!r} has "
-                f"{num_layers} blocks; give a number from {-num_layers} to {num_layers - 1}."
-            )
-        dim = self.clip.embedding_dimension
-        if dim % decoder_heads:
-            raise InputError(f"decoder_heads is {decoder_heads}, which does not divide CLIP's embedding size {dim}.")
         self.network = ZegCLIPNetwork(
-            PromptedEncoder(
-                width=self.tower.width,
-                num_layers=num_layers,
-                patch_size=self.tower.patch_size,
-                num_prompts=num_prompts,
-                deep_layers=deep_prompt_layers,
-                dropout=dropout,
-                repeat_class_embedding=repeat_class_embedding,
-                position_mode=position_mode,
-            ),
-            AttentionToMaskDecoder(
-                dim, decoder_layers, decoder_heads, decoder_ffn_dim, dropout, relationship_descriptor
-            ),
+            self.tower,
+            self.clip.embedding_dimension,
+            sizes,
+            dropout,
+            relationship_descriptor,
+            repeat_class_embedding,
+            position_mode,
         )
         imagenet = ImageNormalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         self.normalize = imagenet if normalization == "imagenet" else self.clip.normalize
@@ -135,13 +109,12 @@ class ZegCLIP(SegmentationModule):
     # Scores --------------------------------------------------------------------------------------------------------
 
     def mask_logits(self, images: Tensor, text: TextEmbeddings) -> Tensor:
-        """Mask logits on the patch grid: images ``(B, 3, H, W)`` -> ``(B, C, h, w)``."""
+        """Mask logits on the patch grid: images `(B, 3, H, W)` -> `(B, C, h, w)`."""
         vectors = text.vectors.half().float() if self.round_text else text.vectors
-        logits = self.network(self.tower, self.normalize(images), vectors)
-        return text.per_class(logits.float())
+        return text.per_class(self.network(self.normalize(images), vectors).mask_logits.float())
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
-        """Mask probabilities, those of seen classes lowered; see :meth:`SegmentationModule.forward`."""
+        """Mask probabilities, those of seen classes lowered; see `SegmentationModule.forward`."""
         logits = self.mask_logits(images, text)
         offset = None
         if text.seen is not None and self.self_training_start is None:
@@ -184,7 +157,7 @@ class ZegCLIP(SegmentationModule):
         """Give what the losses compare.
 
         Returns:
-            Logits ``(B, C, H, W)`` at the size of the labels, of the seen classes or, in self-training, of all;
+            Logits `(B, C, H, W)` at the size of the labels, of the seen classes or, in self-training, of all;
             labels int64 `(B, H, W)` in the same order, pseudo-labels written in.
         """
         training = self.training_classes
@@ -213,7 +186,7 @@ class ZegCLIP(SegmentationModule):
         super().setup(stage)
 
     def _without_gradient(self) -> list[str]:
-        """Names of trainable parameters that no output depends on: see :class:`AttentionToMaskLayer`."""
+        """Names of trainable parameters that no output depends on: see `AttentionToMaskLayer`."""
         count = len(self.network.decoder.layers)
         unused = [(i, part) for i in range(count) for part in AttentionToMaskLayer.unused]
         unused += [(count - 1, part) for part in AttentionToMaskLayer.unused_in_last]
@@ -225,11 +198,11 @@ def pseudo_labels(logits: Tensor, unseen: Tensor) -> Tensor:
     """The best unseen class of every pixel.
 
     Args:
-        logits: ``(B, C, H, W)``.
-        unseen: Indices of the unseen classes, ascending, int64 ``(U,)``.
+        logits: `(B, C, H, W)`.
+        unseen: Indices of the unseen classes, ascending, int64 `(U,)`.
 
     Returns:
-        int64 ``(B, H, W)``.
+        int64 `(B, H, W)`.
     """
     # Of the probabilities, not of the logits, so that classes that both saturate tie as they do officially.
     return unseen[logits[:, unseen].sigmoid().argmax(dim=1)]

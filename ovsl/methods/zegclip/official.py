@@ -67,7 +67,7 @@ def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
     vocabulary, split, templates = RELEASES[len(classes)]
     init_args = {
         "clip": {"model": "ViT-B-16", "pretrained": "openai"},
-        "num_prompts": prompts.shape[1],
+        "sizes": {"num_prompts": prompts.shape[1]},
         "templates": templates,
     }
     return {"init_args": init_args, "vocabulary": vocabulary, "split": split}
@@ -99,5 +99,5 @@ def convert(state_dict: Mapping[str, Tensor], module: ZegCLIP) -> None:
         # A release holds the positions of its training size, made once from CLIP's.
         side = int((theirs.shape[0] - 1) ** 0.5)
         expected[position] = interpolate_positions(own.detach(), (side, side), "bilinear")
-    check = "num_prompts, deep_prompt_layers, decoder_layers and clip.model"
+    check = "model.clip and model.sizes"
     load_release(module, found, expected, check, text_tower_optional=True)

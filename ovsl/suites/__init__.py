@@ -1,0 +1,6 @@
+"""Studies: many runs that belong together, and the table that they add up to."""
+
+from ovsl.suites.execution import Outcome, run_cells
+from ovsl.suites.study import Cell, Part, Study
+
+__all__ = ["Cell", "Outcome", "Part", "Study", "run_cells"]

@@ -1,0 +1,99 @@
+"""Running the cells of a study that are not finished."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from ovsl.errors import StoppedError
+from ovsl.suites.study import Cell
+
+OVSL = (sys.executable, "-m", "ovsl")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended.
+
+    Args:
+        cell: Which.
+        status: Exit status of the first of its commands that failed; 0 where none did.
+        log: Where its output is; None for the terminal.
+    """
+
+    cell: Cell
+    status: int
+    log: Path | None = None
+
+
+def run_cells(
+    cells: Sequence[Cell], jobs: int = 1, logs: Path | None = None, say: Callable[[str], None] = print
+) -> list[Outcome]:
+    """Run cells in processes of their own; one that fails does not lose the others.
+
+    Args:
+        cells: What is to be run; finished ones are left out.
+        jobs: How many at a time. More than one write to files below `logs`.
+        logs: Folder of the output; None for the terminal.
+        say: Takes a line about each start and end.
+
+    Returns:
+        How each of those that were run ended.
+
+    Raises:
+        StoppedError: A signal stopped one of them, which stops the study; the same command goes on.
+    """
+    waiting = [cell for cell in cells if not cell.finished]
+    say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already, {len(waiting)} to go.")
+    stopped = Event()
+
+    def run(numbered: tuple[int, Cell]) -> Outcome | None:
+        number, cell = numbered
+        if stopped.is_set():
+            return None
+        say(f"== {number} of {len(waiting)}: {cell.name}")
+        outcome = run_cell(cell, None if logs is None else logs / f"{cell.name}.log")
+        if outcome.status == StoppedError.status:
+            stopped.set()
+        elif outcome.status:
+            say(f"!! {cell.name} failed with status {outcome.status}{f': {outcome.log}' if outcome.log else ''}")
+        return outcome
+
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = [outcome for outcome in pool.map(run, enumerate(waiting, start=1)) if outcome is not None]
+    if stopped.is_set():
+        raise StoppedError("The study was stopped by a signal; the same command goes on.")
+    return outcomes
+
+
+def run_cell(cell: Cell, log: Path | None = None) -> Outcome:
+    """Run the commands of one cell until one fails.
+
+    Args:
+        cell: Which.
+        log: File that takes the output.
+    """
+    if log is None:
+        return Outcome(cell, _first_failure(cell, None))
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return Outcome(cell, _first_failure(cell, output.fileno()), log)
+
+
+def _first_failure(cell: Cell, output: int | None) -> int:
+    for command in cell.commands():
+        # Ctrl-C reaches the process too, which saves and ends; then there is a status to wait for.
+        process = subprocess.Popen([*OVSL, *command], stdout=output, stderr=output)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()
+            return StoppedError.status
+        if status:
+            return status
+    return 0

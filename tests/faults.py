@@ -1,0 +1,90 @@
+"""Callbacks that make a run fail in the ways that runs fail."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class SlowSteps(Callback):
+    """Leave time to kill a run between two of its steps."""
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(1.5)
+
+
+class UnevenProcesses(Callback):
+    """Make the second process slower than the first."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        time.sleep(0.3 * trainer.global_rank)
+
+
+class FailInValidation(Callback):
+    """Fail in the middle of the validation of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise RuntimeError("failed in a validation")
+
+
+class SignalAtStep(Callback):
+    """Send this process a signal at the end of a step, or in the validation after it."""
+
+    def __init__(self, step: int, name: str = "SIGTERM", in_validation: bool = False, rank: int = 0) -> None:
+        self.step = step
+        self.rank = rank
+        self.name = name
+        self.in_validation = in_validation
+
+    def _send(self, trainer: Trainer) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), getattr(signal, self.name))
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if not self.in_validation:
+            self._send(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self.in_validation:
+            self._send(trainer)
+
+
+class NoisyGradient(Callback):
+    """Add random noise to the gradients, as dropout and random points do."""
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad += torch.randn_like(parameter.grad)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        torch.rand(3)
+
+
+class NaNGradient(Callback):
+    """Put one NaN into a gradient of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == self.step:
+            gradient = next(p.grad for p in pl_module.parameters() if p.grad is not None)
+            gradient.view(-1)[0] = float("nan")
+
+
+class NaNWeight(Callback):
+    """Put one NaN into the weights before a validation."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        weight = next(p for p in pl_module.parameters() if p.requires_grad)
+        weight.data.view(-1)[0] = float("nan")

@@ -45,8 +45,7 @@ class SegmentationDataModule(LightningDataModule):
         evaluation: Datasets to evaluate on, by name, that of their scores; for one of the catalogue `{}` is enough.
         train_transform: Augmentation of training samples.
         evaluation_transform: Resizing of evaluation images; None takes the sizes of the catalogue.
-        panoptic: Whether to read the panoptic maps of datasets of the catalogue that have them; None reads those of
-            datasets that are panoptic by default (COCO panoptic, the toy world).
+        panoptic: Whether to read the panoptic maps of datasets of the catalogue; None: where they are the default.
         regions: Region maps of evaluation images, for methods that go by them; None takes those of the source, if any.
         batch_size: Training samples per process and step.
         evaluation_batch_size: Images per process and step in evaluation.

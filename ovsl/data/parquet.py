@@ -51,8 +51,8 @@ class ParquetRows(Source):
             :class:`~ovsl.data.regions.RegionFolder`; None takes none.
         instances_column: Column that lists the true masks of mask AP, where they are not those of the panoptic map
             (COCO's `instances` files), see `ovsl.data.truth.instances_of`.
-        width_column: Column with the width of the image, read when batches are grouped by orientation.
-        height_column: Column with its height, likewise.
+        width_column: Width of the image, read when batches are grouped by orientation.
+        height_column: Its height, likewise.
     """
 
     def __init__(
@@ -179,8 +179,6 @@ class ParquetRows(Source):
         except KeyError as missing:
             what = f"{self.name} has no column {missing} with a size of the images"
             raise InputError(f"{what}: add it, or set group_by_orientation to false.") from missing
-        except OSError as error:
-            raise InputError(f"Cannot read {self.name} ({one_line(error)}): {self._remedy}.") from error
         return widths <= heights
 
     def row(self, index: int) -> Row:

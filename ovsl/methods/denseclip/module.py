@@ -100,7 +100,7 @@ class DenseCLIP(ClosedSetModule):
         if open_vocabulary and not language_guidance:
             raise InputError("open_vocabulary predicts with the score map, which needs language_guidance: true.")
         tower = self.clip.take_image_tower()
-        if image_tower_start is not None:
+        if image_tower_start is not None and tower is not None:
             take_weights(tower.visual, image_tower_start)
         source = tower if backbone is None else Backbone(backbone, backbone_pretrained, backbone_options)
         if not isinstance(source, Backbone | ResNetTower | ViTTower):
@@ -211,7 +211,8 @@ def take_weights(visual: nn.Module, start: CLIPSettings) -> None:
     Raises:
         InputError: Nothing fits.
     """
-    own, other = visual.state_dict(), start.build("trained").take_image_tower().visual.state_dict()
+    donor = start.build("trained").take_image_tower()
+    own, other = visual.state_dict(), {} if donor is None else donor.visual.state_dict()
     fitting = {name: value for name, value in other.items() if name in own and value.shape == own[name].shape}
     if not fitting:
         raise InputError(f"No weight of the image tower of {start.model!r} fits: name a CLIP of the same kind.")

@@ -32,13 +32,14 @@ from ovsl.data import SegmentationDataModule
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.renamed import check_command, migrate, migrate_identity
 from ovsl.parsing import OneSentence
+from ovsl.recipe import recipe
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.files import remove_orphans
 from ovsl.runs.owner import RunLock
 from ovsl.runs.record import CheckpointRecord
 from ovsl.runs.trust import check_settings, foreign_name
 from ovsl.shipped import configuration_file
-from ovsl.tools.models import ConfigurationFile
+from ovsl.tools.models import ConfigurationFile, forget_clip_weights
 from ovsl.vocabulary import vocabulary_name
 
 __all__ = ["TOOLS", "Command", "main", "run_lightning"]
@@ -66,6 +67,11 @@ class Command(LightningCLI):
             help="Folder of the run; default runs/<method>-<training vocabulary>. A second start there resumes.",
         )
         parser.set_defaults({"data": {"class_path": "ovsl.data.SegmentationDataModule"}})
+        parser.add_argument(
+            "--print_recipe",
+            action="store_true",
+            help="Print what would be trained, on what and how, in a dozen lines, and stop.",
+        )
         parser.add_argument(
             "--accept_other_data",
             type=bool,
@@ -102,6 +108,13 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run directory and the logger before anything is built."""
         config = self.config[self.subcommand]
+        if config.print_recipe:
+            # The machine that prints needs neither the devices nor the weights that the run asks for.
+            self.asked = dict(config.trainer)
+            config.trainer.update(Namespace(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None))
+            forget_clip_weights(config)
+            if config.model.init_args.get("backbone_pretrained"):
+                config.model.init_args.backbone_pretrained = False
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / self._default_run_name(config))
         config.trainer.default_root_dir = config.run_dir
@@ -126,6 +139,9 @@ class Command(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Give the model its settings, let `runs` decide how to start, and record the start."""
         verb = str(self.subcommand)
+        if self.config[verb].print_recipe:
+            print(recipe(self.model, self.datamodule, self.asked))
+            raise SystemExit(0)
         dumped = self._parser(verb).dump(self.config[verb], skip_none=False, skip_validation=True)
         plain = yaml.safe_load(dumped)
         self.plain = plain

@@ -11,6 +11,7 @@ import numpy as np
 import open_clip
 import pytest
 import yaml
+from pycocotools import mask as coco_mask
 
 import ovsl.methods
 from ovsl.cli import main
@@ -181,7 +182,10 @@ def row(known: CatalogueEntry, number: int, size: tuple[int, int] = (64, 80)) ->
     listed = [{"id": id, "category_id": int(label), "iscrowd": 0} for id, label in ((1, left), (2, right))]
     image = draw.integers(0, 256, (*size, 3), dtype=np.uint8)
     cells = {"image_id": f"{known.name}-{number}", "image": {"bytes": png(image)}, "mask": {"bytes": png(mask)}}
-    return cells | {"panoptic": {"bytes": png(panoptic)}, "segments_info": listed}
+    code = coco_mask.encode(np.asfortranarray(mask == left, np.uint8))
+    instance = {"category_id": int(left), "iscrowd": 0, "segmentation": {"counts": code["counts"].decode()}}
+    cells |= {"panoptic": {"bytes": png(panoptic)}, "segments_info": listed, "instances": [instance]}
+    return cells | {"height": size[0], "width": size[1]}
 
 
 def shrunk(whole: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,9 @@ class TextClassifier:
 
     def _embed(self, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:
         # Embeddings outlive the evaluation that first asks for them; an inference tensor could not enter training.
-        with torch.inference_mode(False), torch.no_grad():
+        # In float32 whoever asks: an evaluation shares what training embedded in mixed precision.
+        full = torch.autocast(self.clip.mean.device.type, enabled=False)
+        with torch.inference_mode(False), torch.no_grad(), full:
             return self._average(self.clip.encode_text(self.clip.tokenize(self.prompts(names))), names)
 
     def _average(self, features: Tensor, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:

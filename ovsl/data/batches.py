@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from torch import Tensor
 
 from ovsl.vocabulary import Vocabulary
+
+AveragePrecisionRules = Literal["coco", "cityscapes"]
+"""Whose mask AP: that of the COCO API, or that of Cityscapes' scripts, see `ovsl.metrics`."""
 
 
 class TrainingBatch(TypedDict):
@@ -42,6 +45,9 @@ class EvaluationBatch(TypedDict):
         segment_classes: Class of segments 1..N, int64 `(N,)`.
         segment_crowd: Whether each is a region of uncounted things, bool `(N,)`.
         regions: Class-agnostic region map, int32 `(H0, W0)`: 0 for no region; where the data has them.
+        instance_masks: The truth of mask AP where it is not that of the segments, bool `(N, H0, W0)`.
+        instance_classes: Class of each of its masks, int64 `(N,)`.
+        instance_crowd: Whether each is a region of uncounted things, bool `(N,)`.
     """
 
     image: list[Tensor]
@@ -53,6 +59,9 @@ class EvaluationBatch(TypedDict):
     segment_classes: NotRequired[list[Tensor]]
     segment_crowd: NotRequired[list[Tensor]]
     regions: NotRequired[list[Tensor]]
+    instance_masks: NotRequired[list[Tensor]]
+    instance_classes: NotRequired[list[Tensor]]
+    instance_crowd: NotRequired[list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,12 @@ class EvaluationTask:
         name: Name under which scores are logged.
         vocabulary: Its classes; `seen` is what a split says, None where the method decides by overlap.
         published: Published figures of the row in percent.
+        average_precision: Whose rules mask AP follows.
+        episodes: Whether images are asked for one unseen class at a time, see `ovsl.evaluation.EpisodeEvaluation`.
     """
 
     name: str
     vocabulary: Vocabulary
     published: Mapping[str, float] = field(default_factory=dict)
+    average_precision: AveragePrecisionRules = "coco"
+    episodes: bool = False

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ovsl.data.batches import AveragePrecisionRules
 from ovsl.data.parquet import HubSource, ParquetSource, locate
 from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, LabelTransform, Row, Source, label_table
 from ovsl.data.toy import ToySource
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 LOCAL_COLUMNS = {"image_column": "image", "mask_column": "mask", "id_column": "image_id"}
 PANOPTIC_COLUMNS = {"panoptic_column": "panoptic", "segments_column": "segments_info"}
+INSTANCES_COLUMNS = {"instances_column": "instances"}
 
 PROBED_ROWS = 8
 """Rows of an unverified repository that are looked at before it is used."""
@@ -74,6 +76,7 @@ class CatalogueEntry:
             read on demand; or ``default``, where they are read unless told not to.
         evaluation_size: Short side and largest long side of the images in evaluation, by MMSegmentation's protocol and,
             for street scenes and COCO panoptic, FC-CLIP's; None leaves them as they are.
+        average_precision: Whose rules mask AP follows.
         generated: Arguments of :class:`~ovsl.data.ToySource` for each split.
         hub: Repository of the Hub with the same images and labels, where one is known.
         homepage: Where the release comes from.
@@ -89,6 +92,7 @@ class CatalogueEntry:
     ignore_index: int = 255
     panoptic: Literal["never", "optional", "default"] = "never"
     evaluation_size: dict[str, int] | None = None
+    average_precision: AveragePrecisionRules = "coco"
     generated: dict[str, dict[str, int]] | None = None
     hub: HubRepository | None = None
     homepage: str | None = None
@@ -138,12 +142,13 @@ class Catalogued(Source):
         name: Name in the catalogue, such as ``ade20k_150``.
         split: ``train``, ``validation``, ``test``, or what else the entry has.
         panoptic: Whether rows have segments; None for datasets whose labels are panoptic by default.
+        instances: Whether the true masks of mask AP are read from the column ``instances``.
 
     Raises:
         InputError: There is no such dataset or split, or no panoptic map where one is asked for.
     """
 
-    def __init__(self, name: str, split: str = "train", panoptic: bool | None = None) -> None:
+    def __init__(self, name: str, split: str = "train", panoptic: bool | None = None, instances: bool = False) -> None:
         self.entry = entry(name)
         if split not in self.entry.available_splits:
             raise InputError(
@@ -153,6 +158,7 @@ class Catalogued(Source):
             raise InputError(f"Dataset '{name}' has no panoptic maps: leave panoptic out.")
         self.split = split
         self.panoptic = self.entry.panoptic == "default" if panoptic is None else panoptic
+        self.has_instances = instances
 
     @property
     def name(self) -> str:
@@ -182,6 +188,7 @@ class Catalogued(Source):
         assert known.files is not None
         if locate(known.files).exists():
             columns = LOCAL_COLUMNS | (PANOPTIC_COLUMNS if self.panoptic else {})
+            columns |= INSTANCES_COLUMNS if self.has_instances else {}
             return ParquetSource(known.files, known.splits[self.split], ignore_index=known.ignore_index, **columns)
         missing = (
             f"Dataset '{known.name}' is not here: there is no folder '{known.files}' in the current folder or in "
@@ -191,7 +198,7 @@ class Catalogued(Source):
             f"put its Parquet files there ({', '.join(LOCAL_COLUMNS.values())} in each row; the release is at "
             f"{known.homepage}), or set OVSL_DATA to the folder that holds it"
         )
-        if known.hub is None or self.panoptic or self.split not in known.hub.splits:
+        if known.hub is None or self.panoptic or self.has_instances or self.split not in known.hub.splits:
             raise InputError(f"{missing}, and no repository of the Hub is known to hold it: {remedy}.")
         try:
             return _open(known.hub, self.split, Vocabulary.load(known.vocabulary))
@@ -219,20 +226,27 @@ class Catalogued(Source):
         """See :class:`Source`."""
         return self.source.order(seed, epoch)
 
+    def portrait(self) -> np.ndarray:
+        """See :class:`Source`."""
+        return self.source.portrait()
 
-def as_source(given: Source | str | None, split: str, panoptic: bool | None = None) -> Source | None:
+
+def as_source(
+    given: Source | str | None, split: str, panoptic: bool | None = None, instances: bool = False
+) -> Source | None:
     """A source as it is; ``NAME`` or ``NAME/SPLIT`` as that entry of the catalogue.
 
     Args:
         given: A source, the name of a dataset, or nothing.
         split: Split of a name that says none.
         panoptic: See :class:`Catalogued`; only where the dataset has panoptic maps.
+        instances: See :class:`Catalogued`.
     """
     if not isinstance(given, str):
         return given
     name, _, named_split = given.partition("/")
     wanted = panoptic if entry(name).panoptic != "never" else None
-    return Catalogued(name, named_split or split, wanted)
+    return Catalogued(name, named_split or split, wanted, instances)
 
 
 @lru_cache

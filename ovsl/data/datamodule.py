@@ -42,19 +42,18 @@ class SegmentationDataModule(LightningDataModule):
             takes the vocabulary of the catalogue.
         split: Zero-shot split of the training vocabulary.
         ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
-            images are kept).
+            images are kept, and the choice of a crop by `category_max_ratio` counts those pixels).
         evaluation: Datasets to evaluate on, by name, that of their scores; for one of the catalogue `{}` is enough.
         train_transform: Augmentation of training samples.
         evaluation_transform: Resizing of evaluation images; None takes the sizes of the catalogue.
-        panoptic: Whether to read the panoptic maps of datasets of the catalogue that have them; None reads those of
-            datasets that are panoptic by default (COCO panoptic, the toy world).
+        panoptic: Whether to read the panoptic maps of datasets of the catalogue; None: where they are the default.
         regions: Region maps of evaluation images, for methods that go by them; None takes those of the source, if any.
         batch_size: Training samples per process and step.
         evaluation_batch_size: Images per process and step in evaluation.
         num_workers: Worker processes per loader.
         seed: Seed of the order and the augmentation.
-        on_error: Undecodable images: ``error`` stops, ``skip`` leaves them out, counts and logs them. A skipped
-            training sample is replaced by the next one in the order.
+        on_error: Undecodable images: `error` stops, `skip` takes the next one in their place, counts and logs them.
+        group_by_orientation: Whether the images of one process and step are all wider than high, or all not.
     """
 
     def __init__(
@@ -73,6 +72,7 @@ class SegmentationDataModule(LightningDataModule):
         num_workers: int = 2,
         seed: int = 0,
         on_error: Literal["error", "skip"] = "error",
+        group_by_orientation: bool = False,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -99,6 +99,7 @@ class SegmentationDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.on_error = on_error
+        self.group_by_orientation = group_by_orientation
         # Samples and batches consumed when the checkpoint was written that this run continues.
         self._restored = {"position": 0, "batches": 0}
         self._counted: list[LabelledRows] = []
@@ -119,9 +120,9 @@ class SegmentationDataModule(LightningDataModule):
     @property
     def evaluation_tasks(self) -> list[EvaluationTask]:
         """What is evaluated, in the order of the evaluation loaders. Needs no `setup`."""
-        published = {name: dataset.published or {} for name, dataset in self.evaluation.items()}
         return [
-            EvaluationTask(name, vocabulary, published.get(name, {}))
+            # Prediction has a vocabulary without a dataset.
+            self.evaluation.get(name, EvaluationSet(vocabulary.name)).task(name, vocabulary)
             for name, vocabulary in self.evaluation_vocabularies.items()
         ]
 
@@ -154,9 +155,11 @@ class SegmentationDataModule(LightningDataModule):
                 f"{self.train.name} has {len(self.train)} rows, fewer than one global batch of "
                 f"{self.batch_size * self._world_size}: lower data.batch_size."
             )
-        rows = self._rows(self.train, vocabulary, ignored=_unseen(vocabulary) if self.ignore_unseen else [])
+        hidden = vocabulary.unseen_indices if self.ignore_unseen else []
+        portrait = self.train.portrait() if self.group_by_orientation else None
+        rows = self._rows(self.train, vocabulary)
         return self._loader(
-            TrainingBatches(rows, self.train_transform, self.batch_size, self.seed),
+            TrainingBatches(rows, self.train_transform, self.batch_size, self.seed, hidden, portrait),
             PositionSampler(lambda: self.position, self.batch_size, steps, self._rank, self._world_size),
             persistent=True,
         )
@@ -224,8 +227,8 @@ class SegmentationDataModule(LightningDataModule):
             worker_init_fn=one_thread,
         )
 
-    def _rows(self, source: Source, vocabulary: Vocabulary, ignored: list[int] | None = None) -> LabelledRows:
-        rows = LabelledRows(source, vocabulary, self.on_error, ignored)
+    def _rows(self, source: Source, vocabulary: Vocabulary) -> LabelledRows:
+        rows = LabelledRows(source, vocabulary, self.on_error)
         self._counted.append(rows)
         return rows
 
@@ -358,7 +361,3 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
 def _natural(path: Path) -> list[tuple[int, str]]:
     """Sort key in which digits compare as numbers."""
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", path.as_posix())]
-
-
-def _unseen(vocabulary: Vocabulary) -> list[int]:
-    return [] if vocabulary.seen is None else vocabulary.unseen_indices

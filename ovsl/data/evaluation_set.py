@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 
+from ovsl.data.batches import AveragePrecisionRules, EvaluationTask
 from ovsl.data.catalogue import as_source, catalogue, entry
 from ovsl.data.regions import RegionMaps
 from ovsl.data.sources import Source
@@ -29,6 +30,12 @@ class EvaluationSet:
             None too, the sizes of the catalogue.
         published: Published figures of this row in percent, as printed, such as ``{mIoU: 33.3}``; shown beside ours.
         regions: Where region maps come from, for methods that go by them; None takes the data module's.
+        average_precision: Whose rules mask AP follows: `coco`, or `cityscapes` as its own scripts; None takes the
+            catalogue's, else `coco`.
+        instances: Whether the truth of mask AP is read from a column of its own (COCO's `instances` files) and not
+            from the things of the panoptic maps; for sources of the catalogue, others name an `instances_column`.
+        episodes: Whether each image is asked for one unseen class at a time against "others", the protocol of few-shot
+            segmentation, in place of all classes at once.
 
     Raises:
         InputError: A published figure has an unknown name.
@@ -41,6 +48,9 @@ class EvaluationSet:
     transform: EvaluationTransform | None = None
     published: dict[str, float] | None = None
     regions: RegionMaps | None = None
+    average_precision: AveragePrecisionRules | None = None
+    instances: bool = False
+    episodes: bool = False
 
     def __post_init__(self) -> None:
         for figure in self.published or {}:
@@ -72,10 +82,18 @@ class EvaluationSet:
         return replace(
             self,
             vocabulary=known.vocabulary if known is not None and self.vocabulary is None else self.vocabulary,
-            validation=as_source(default if self.validation is None else self.validation, "validation", panoptic),
-            test=as_source(default if self.test is None else self.test, "test", panoptic),
+            validation=as_source(
+                default if self.validation is None else self.validation, "validation", panoptic, self.instances
+            ),
+            test=as_source(default if self.test is None else self.test, "test", panoptic, self.instances),
+            average_precision=self.average_precision or (known.average_precision if known is not None else "coco"),
             transform=self.transform or transform or EvaluationTransform(size.get("short_side"), size.get("max_size")),
         )
+
+    def task(self, name: str, vocabulary: Vocabulary) -> EvaluationTask:
+        """Say what is evaluated, for `ovsl.evaluation`."""
+        rules = self.average_precision or "coco"
+        return EvaluationTask(name, vocabulary, self.published or {}, rules, self.episodes)
 
     def load_vocabulary(self) -> Vocabulary:
         """Load the classes, seen marks by the split.

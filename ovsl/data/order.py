@@ -6,6 +6,8 @@ is row ``order(seed, p // n)[p % n]``; step ``t`` of a run with global batch ``G
 state of a generator, not the contents of a shuffle buffer.
 """
 
+from __future__ import annotations
+
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 
@@ -58,6 +60,34 @@ def group_order(group_sizes: Sequence[int], seed: int, epoch: int, interleave: i
     if not rows:
         return np.zeros(0, dtype=np.int64)
     return np.concatenate(rows)[np.lexsort((np.concatenate(lane_of), np.concatenate(rounds)))]
+
+
+def orientation_order(order: np.ndarray, portrait: np.ndarray, batch_size: int, first: int = 0) -> np.ndarray:
+    """Move rows of an order together so that batches hold images of one orientation.
+
+    Detectron2's rule: the order is dealt into two queues, and a queue that holds a batch gives it. What is left in the
+    queues when the epoch ends makes its last batches, which may be mixed.
+
+    Args:
+        order: Order of the rows in one epoch, `(n,)`.
+        portrait: Whether the image of each row is no wider than high, bool `(n,)`.
+        batch_size: Samples per process and step.
+        first: Rows at the start that belong to a batch of the epoch before; they stay where they are.
+
+    Returns:
+        Another order of the same rows, `(n,)`.
+    """
+    kept, dealt = order[:first], order[first:]
+    place = np.arange(len(dealt))
+    upright = portrait[dealt]
+    rank = np.where(upright, np.cumsum(upright), np.cumsum(~upright)) - 1
+    queue_batch = 2 * (rank // batch_size) + upright
+    _, batch, sizes = np.unique(queue_batch, return_inverse=True, return_counts=True)
+    # A batch is given when its last row arrives, an incomplete one at the end.
+    given = np.zeros(len(sizes), dtype=np.int64)
+    np.maximum.at(given, batch, place)
+    given[sizes < batch_size] = len(dealt)
+    return np.concatenate([kept, dealt[np.lexsort((place, given[batch]))]])
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:

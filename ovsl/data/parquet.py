@@ -1,5 +1,7 @@
 """Rows of Parquet files, streamed: repositories of the Hugging Face Hub, and local files."""
 
+from __future__ import annotations
+
 import os
 import re
 import time
@@ -16,7 +18,8 @@ import numpy as np
 from ovsl.data.fingerprint import footers_hash, samples_hash
 from ovsl.data.order import group_order
 from ovsl.data.regions import region_map
-from ovsl.data.sources import LabelTransform, Row, Segments, Source, decode_image, one_line
+from ovsl.data.sources import LabelTransform, Row, Source, decode_image, one_line
+from ovsl.data.truth import instances_of, integer_columns, segments_of
 from ovsl.errors import InputError
 
 # Read attempts of one row group, on top of the retries inside `huggingface_hub` and `datasets`.
@@ -46,6 +49,10 @@ class ParquetRows(Source):
             of the mask), ``iscrowd``.
         regions_column: Column with an encoded map of class-agnostic regions, see
             :class:`~ovsl.data.regions.RegionFolder`; None takes none.
+        instances_column: Column that lists the true masks of mask AP, where they are not those of the panoptic map
+            (COCO's `instances` files), see `ovsl.data.truth.instances_of`.
+        width_column: Width of the image, read when batches are grouped by orientation.
+        height_column: Its height, likewise.
     """
 
     def __init__(
@@ -60,6 +67,9 @@ class ParquetRows(Source):
         panoptic_column: str | None = None,
         segments_column: str = "segments_info",
         regions_column: str | None = None,
+        instances_column: str | None = None,
+        width_column: str = "width",
+        height_column: str = "height",
     ) -> None:
         self.image_column = image_column
         self.mask_column = mask_column
@@ -71,7 +81,11 @@ class ParquetRows(Source):
         self.panoptic_column = panoptic_column
         self.segments_column = segments_column
         self.regions_column = regions_column
+        self.instances_column = instances_column
+        self.width_column = width_column
+        self.height_column = height_column
         self.panoptic = panoptic_column is not None
+        self.has_instances = instances_column is not None
         self._open_groups: OrderedDict[int, list[dict[str, Any]]] = OrderedDict()
 
     @abstractmethod
@@ -119,7 +133,7 @@ class ParquetRows(Source):
                 footers = list(pool.map(footer, splits[self._split]))
             columns = footers[0].schema.to_arrow_schema().names
             segments_columns = (self.panoptic_column, self.segments_column) if self.panoptic else ()
-            always = (self.image_column, self.mask_column, self.id_column, self.regions_column)
+            always = (self.image_column, self.mask_column, self.id_column, self.regions_column, self.instances_column)
             wanted = [column for column in (*always, *segments_columns) if column is not None]
             for column in wanted:
                 if column not in columns:
@@ -157,6 +171,16 @@ class ParquetRows(Source):
         """Row groups permuted and interleaved, rows permuted inside each, see :func:`ovsl.data.order.group_order`."""
         return group_order(np.diff(self._stream[1]).tolist(), seed, epoch, self.interleave)
 
+    def portrait(self) -> np.ndarray:
+        """See `Source.portrait`; only the columns of sizes are read."""
+        try:
+            files = self._builder().config.data_files[self._split]
+            widths, heights = integer_columns(files, [self.width_column, self.height_column])
+        except KeyError as missing:
+            what = f"{self.name} has no column {missing} with a size of the images"
+            raise InputError(f"{what}: add it, or set group_by_orientation to false.") from missing
+        return widths <= heights
+
     def row(self, index: int) -> Row:
         """Read one row; see :class:`Source`."""
         first_rows = self._stream[1]
@@ -180,40 +204,16 @@ class ParquetRows(Source):
         segments = None
         if self.panoptic_column is not None:
             encoded, listed = values[self.panoptic_column], values[self.segments_column]
-            segments = self._segments(encoded, listed, semantic.shape, where)
+            segments = segments_of(encoded, listed, semantic.shape, self.segments_column, where)
         regions = None
         if self.regions_column is not None:
             if values[self.regions_column] is None:
                 raise InputError(f"There is no region map in {where}: make one for every image.")
             regions = region_map(values[self.regions_column], image.shape[:2], f"region map of {where}")
-        return Row(id, image, semantic, segments=segments, regions=regions)
-
-    def _segments(
-        self, encoded: Any, listed: list[dict[str, Any]] | None, size: tuple[int, ...], where: str
-    ) -> Segments:
-        if encoded is None or listed is None:
-            raise InputError(f"There is no panoptic map in {where}: remove the row or leave panoptic_column out.")
-        colours = np.asarray(decode_image(encoded, f"panoptic map of {where}", mode="RGB")).astype(np.int32)
-        if colours.shape[:2] != size:
-            raise InputError(f"Image and panoptic map differ in size in {where}: repair or remove the row.")
-        stored = colours @ np.array([1, 1 << 8, 1 << 16], np.int32)
-        try:
-            known = np.array([0, *(entry["id"] for entry in listed)], np.int64)
-            classes = np.array([entry["category_id"] for entry in listed], np.int64)
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"Column '{self.segments_column}' of {where} does not list segments with id and category_id: "
-                "name another column in segments_column."
-            ) from error
-        order = known.argsort()
-        place = np.searchsorted(known, stored, sorter=order).clip(max=len(known) - 1)
-        ids = order.astype(np.uint16)[place]
-        if (wrong := known[ids] != stored).any():
-            raise InputError(
-                f"Segment {int(stored[wrong][0])} of the panoptic map of {where} is not in '{self.segments_column}': "
-                "repair or remove the row."
-            )
-        return Segments(ids, classes, np.array([bool(entry.get("iscrowd")) for entry in listed], bool))
+        instances = None
+        if self.instances_column is not None:
+            instances = instances_of(values[self.instances_column], semantic.shape, self.instances_column, where)
+        return Row(id, image, semantic, segments=segments, regions=regions, instances=instances)
 
     def _group(self, group: int) -> list[dict[str, Any]]:
         """Encoded rows of a row group, from the most recently used ones or from the stream."""

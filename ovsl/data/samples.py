@@ -3,7 +3,7 @@
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ovsl.data.order import sample_seed
+from ovsl.data.order import orientation_order, sample_seed
 from ovsl.data.regions import RegionMaps
 from ovsl.data.sources import (
     INVALID_LABEL,
     LABEL_VALUES,
+    InstanceTruth,
     Row,
     Segments,
     Source,
@@ -24,6 +25,7 @@ from ovsl.data.sources import (
     label_table,
 )
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
+from ovsl.data.truth import countable
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 
@@ -43,7 +45,6 @@ class LabelledRows:
         source: Where rows come from.
         vocabulary: Classes of the labels.
         on_error: ``error`` raises on an image that cannot be decoded, ``skip`` counts and logs it.
-        ignored_classes: Class indices whose pixels become ``ignore_index``.
 
     Attributes:
         skipped: Number of rows skipped so far, over all workers of this process.
@@ -52,9 +53,7 @@ class LabelledRows:
         InputError: The source has segments, but the vocabulary does not know things from stuff.
     """
 
-    def __init__(
-        self, source: Source, vocabulary: Vocabulary, on_error: str = "error", ignored_classes: list[int] | None = None
-    ) -> None:
+    def __init__(self, source: Source, vocabulary: Vocabulary, on_error: str = "error") -> None:
         if source.panoptic and vocabulary.things is None:
             raise InputError(
                 f"Vocabulary '{vocabulary.name}' does not say which classes are things, which the segments of "
@@ -64,8 +63,7 @@ class LabelledRows:
         self.vocabulary = vocabulary
         self.on_error = on_error
         self._skipped = multiprocessing.Value("q", 0)
-        table = label_table(source.label_transform, source.ignore_index, len(vocabulary), vocabulary.ignore_index)
-        self._table = np.where(np.isin(table, ignored_classes or []), vocabulary.ignore_index, table)
+        self._table = label_table(source.label_transform, source.ignore_index, len(vocabulary), vocabulary.ignore_index)
         # OpenCV resizes masks of 8 and 16 bits.
         self._dtype = np.uint8 if max(len(vocabulary) - 1, vocabulary.ignore_index) < 256 else np.uint16
 
@@ -112,20 +110,30 @@ class LabelledRows:
                 "label_transform, ignore_index or the vocabulary of this data."
             )
         segments = None if row.segments is None else self._segments(row.segments, index, row.id)
-        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments, row.regions)
+        instances = None if row.instances is None else self._instances(row.instances, index, row.id)
+        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments, row.regions, instances)
 
     def _segments(self, segments: Segments, index: int, id: str) -> Segments:
-        known = (segments.classes >= 0) & (segments.classes < LABEL_VALUES)
-        classes = np.where(known, self._table[np.where(known, segments.classes, 0)], INVALID_LABEL).astype(np.int64)
-        if classes.min(initial=0) < 0:
-            raise InputError(
-                f"Category {int(segments.classes[classes < 0].max())} of a segment in row {index} ('{id}') of "
-                f"{self.source.name} is outside the {len(self.vocabulary)} classes of vocabulary "
-                f"'{self.vocabulary.name}': set label_transform, ignore_index or the vocabulary of this data."
-            )
+        classes = self._classes(segments.classes, "a segment", index, id)
         kept = classes != self.vocabulary.ignore_index
         kept &= np.bincount(segments.ids.ravel(), minlength=len(classes) + 1)[1:] > 0
         return Segments(segments.ids, classes, segments.crowd).renumber(kept.cumsum() * kept)
+
+    def _instances(self, instances: InstanceTruth, index: int, id: str) -> InstanceTruth:
+        classes = self._classes(instances.classes, "an instance", index, id)
+        kept = classes != self.vocabulary.ignore_index
+        return InstanceTruth(instances.masks[kept], classes[kept], instances.crowd[kept])
+
+    def _classes(self, categories: np.ndarray, what: str, index: int, id: str) -> np.ndarray:
+        known = (categories >= 0) & (categories < LABEL_VALUES)
+        classes = np.where(known, self._table[np.where(known, categories, 0)], INVALID_LABEL).astype(np.int64)
+        if classes.min(initial=0) < 0:
+            raise InputError(
+                f"Category {int(categories[classes < 0].max())} of {what} in row {index} ('{id}') of "
+                f"{self.source.name} is outside the {len(self.vocabulary)} classes of vocabulary "
+                f"'{self.vocabulary.name}': set label_transform, ignore_index or the vocabulary of this data."
+            )
+        return classes
 
 
 class TrainingBatches(Dataset):
@@ -136,13 +144,30 @@ class TrainingBatches(Dataset):
         transform: Augmentation.
         batch_size: Samples per batch.
         seed: Seed of order and augmentation.
+        hidden_classes: Class indices whose pixels become `ignore_index` and whose segments are left out. The crop is
+            chosen before, as in ZegCLIP's code, where the loss hides them.
+        portrait: Whether the image of each row is no wider than high, bool `(rows,)`, to make batches of images of one
+            orientation; None takes them as they come.
     """
 
-    def __init__(self, rows: LabelledRows, transform: TrainTransform, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        rows: LabelledRows,
+        transform: TrainTransform,
+        batch_size: int,
+        seed: int,
+        hidden_classes: Sequence[int] = (),
+        portrait: np.ndarray | None = None,
+    ) -> None:
         self.rows = rows
-        self.pipeline = transform.pipeline(rows.vocabulary.ignore_index, rows.source.panoptic)
+        self.portrait = portrait
+        ignore_index = rows.vocabulary.ignore_index
+        self.pipeline = transform.pipeline(ignore_index, rows.source.panoptic)
         self.batch_size = batch_size
         self.seed = seed
+        self.hidden_classes = list(hidden_classes)
+        self._shown = np.arange(max(len(rows.vocabulary), ignore_index + 1))
+        self._shown[self.hidden_classes] = ignore_index
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> "dict[str, Any] | InputError":
@@ -160,7 +185,7 @@ class TrainingBatches(Dataset):
         batch: dict[str, Any] = {
             "image": torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2).contiguous(),
             # Widened once for the whole batch: int64 masks are dear to copy.
-            "semantic": torch.from_numpy(np.stack([np.asarray(row.semantic) for row in rows]).astype(np.int64)),
+            "semantic": torch.from_numpy(self._shown[np.stack([np.asarray(row.semantic) for row in rows])]),
             "id": [row.id for row in rows],
         }
         segments = [row.segments for row in rows if row.segments is not None]
@@ -171,7 +196,10 @@ class TrainingBatches(Dataset):
         return batch
 
     def sample(self, position: int) -> Row:
-        """The augmented row at a position, its mask uint8 or uint16 and its segments those of :func:`countable`."""
+        """Return the augmented row at a position.
+
+        Its mask is uint8 or uint16 and still has the hidden classes; its segments are those of `countable`.
+        """
         # A skipped row is replaced by the next one in the order, whichever worker meets it.
         for candidate in range(position, position + MAX_CONSECUTIVE_SKIPS):
             epoch, place = divmod(candidate, len(self.rows.source))
@@ -191,7 +219,7 @@ class TrainingBatches(Dataset):
         if row.segments is None:
             transformed = self.pipeline(image=row.image, mask=row.semantic)
             return Row(row.id, transformed["image"], transformed["mask"])
-        segments = countable(row.segments, self.rows.vocabulary)
+        segments = countable(row.segments, self.rows.vocabulary, self.hidden_classes)
         dtype = np.uint8 if len(segments.classes) < 256 and row.semantic.dtype == np.uint8 else np.uint16
         transformed = self.pipeline(image=row.image, mask=np.dstack([row.semantic, segments.ids]).astype(dtype))
         semantic, ids = np.moveaxis(transformed["mask"], -1, 0)
@@ -199,7 +227,11 @@ class TrainingBatches(Dataset):
 
     def _index(self, epoch: int, place: int) -> int:
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.rows.source.order(self.seed, epoch)
+            order = self.rows.source.order(self.seed, epoch)
+            if self.portrait is not None:
+                # Batches are numbered over all epochs: the first may have begun in the one before.
+                order = orientation_order(order, self.portrait, self.batch_size, -epoch * len(order) % self.batch_size)
+            self._epoch, self._order = epoch, order
         return int(self._order[place])
 
 
@@ -231,13 +263,16 @@ class EvaluationBatches(Dataset):
         Returns:
             Lists: ``image`` uint8 ``(3, H, W)``, ``semantic`` int64 ``(H0, W0)`` (or ``path``, where unlabelled),
             ``original_size``, ``id``; from a panoptic source also ``segment_ids`` int32 ``(H0, W0)``,
-            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``; where there are region maps,
-            ``regions`` int32 ``(H0, W0)``. None where all rows were skipped. An error is returned, not raised.
+            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``; from one with instances also
+            `instance_masks`, `instance_classes` and `instance_crowd`; where there are region maps, ``regions`` int32
+            ``(H0, W0)``. None where all rows were skipped. An error is returned, not raised.
         """
         batch: dict[str, list[Any]] = {"image": [], "original_size": [], "id": []}
         batch["semantic" if self.labelled else "path"] = []
         if self.labelled and self.rows.source.panoptic:
             batch |= {"segment_ids": [], "segment_classes": [], "segment_crowd": []}
+        if self.labelled and self.rows.source.has_instances:
+            batch |= {"instance_masks": [], "instance_classes": [], "instance_crowd": []}
         try:
             for index in indices:
                 row = self.rows.row(index)
@@ -259,6 +294,10 @@ class EvaluationBatches(Dataset):
                     batch["segment_ids"].append(torch.from_numpy(row.segments.ids.astype(np.int32)))
                     batch["segment_classes"].append(torch.from_numpy(row.segments.classes))
                     batch["segment_crowd"].append(torch.from_numpy(row.segments.crowd))
+                if self.labelled and row.instances is not None:
+                    batch["instance_masks"].append(torch.from_numpy(row.instances.masks))
+                    batch["instance_classes"].append(torch.from_numpy(row.instances.classes))
+                    batch["instance_crowd"].append(torch.from_numpy(row.instances.crowd))
         except InputError as error:
             return error
         return batch if batch["id"] else None
@@ -284,23 +323,6 @@ class SegmentationLoader(DataLoader):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to restore, see :meth:`state_dict`."""
-
-
-def countable(segments: Segments, vocabulary: Vocabulary) -> Segments:
-    """Segments as training targets: crowd regions left out, stuff of one class merged.
-
-    Args:
-        segments: With class indices of the vocabulary.
-        vocabulary: Knows things from stuff.
-    """
-    crowd = segments.crowd
-    # Every thing is a group of its own, all stuff of a class is one.
-    thing = np.array(vocabulary.things)[segments.classes]
-    group = np.where(thing, np.arange(len(thing)) + len(vocabulary), segments.classes)
-    _, numbers = np.unique(group[~crowd], return_inverse=True)
-    result = np.zeros(len(crowd), np.int64)
-    result[~crowd] = numbers + 1
-    return segments.renumber(result)
 
 
 def as_made(batch: Any) -> Any:

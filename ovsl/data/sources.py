@@ -4,6 +4,8 @@ A source is a list of rows that are read one by one; it knows nothing of batches
 Constructors only store their arguments: files and repositories are opened when a row or the length is asked for.
 """
 
+from __future__ import annotations
+
 import io
 import logging
 import warnings
@@ -50,7 +52,7 @@ class Segments:
     classes: np.ndarray
     crowd: np.ndarray
 
-    def renumber(self, numbers: np.ndarray) -> "Segments":
+    def renumber(self, numbers: np.ndarray) -> Segments:
         """Leave segments out or merge them.
 
         Args:
@@ -61,6 +63,21 @@ class Segments:
         first = first[numbers[first] > 0]
         lookup = np.concatenate([[0], numbers]).astype(np.uint16)
         return Segments(lookup[self.ids], self.classes[first], self.crowd[first])
+
+
+@dataclass(frozen=True)
+class InstanceTruth:
+    """True masks of the things in one image, which may overlap.
+
+    Attributes:
+        masks: bool `(N, H, W)`.
+        classes: Label value of each, as stored in the file, int64 `(N,)`.
+        crowd: Whether each is a region of uncounted things, bool `(N,)`.
+    """
+
+    masks: np.ndarray
+    classes: np.ndarray
+    crowd: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,7 @@ class Row:
         segments: Panoptic ground truth; None where a source gives none.
         regions: Class-agnostic regions, integers ``(H, W)``, 0 for none; None where a source gives none, see
             :mod:`ovsl.data.regions`.
+        instances: Ground truth of mask AP, where it is another than the things among the segments.
     """
 
     id: str
@@ -83,6 +101,7 @@ class Row:
     path: str | None = None
     segments: Segments | None = None
     regions: np.ndarray | None = None
+    instances: InstanceTruth | None = None
 
 
 class Source(ABC):
@@ -93,12 +112,14 @@ class Source(ABC):
         label_transform: What the label values of the files mean, see :func:`label_table`.
         ignore_index: Label value of the files that stands for "no label".
         panoptic: Whether rows have segments.
+        has_instances: Whether rows have instances.
     """
 
     name: str
     label_transform: LabelTransform = "identity"
     ignore_index: int = 255
     panoptic: bool = False
+    has_instances: bool = False
 
     @abstractmethod
     def __len__(self) -> int:
@@ -125,6 +146,14 @@ class Source(ABC):
     def order(self, seed: int, epoch: int) -> np.ndarray:
         """Order of the rows in one training epoch, int64 ``(len(self),)``: a pure function of its arguments."""
         return row_order(len(self), seed, epoch)
+
+    def portrait(self) -> np.ndarray:
+        """Whether each image is no wider than high, bool `(len(self),)`.
+
+        Raises:
+            InputError: The source does not know without reading the images.
+        """
+        raise InputError(f"{self.name} does not tell the sizes of its images: set group_by_orientation to false.")
 
 
 def label_table(transform: LabelTransform, source_ignore_index: int, num_classes: int, ignore_index: int) -> np.ndarray:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
 from ovsl.errors import InputError
 from ovsl.evaluation.segmenter import Segmenter
 from ovsl.inference import Segmentation
-from ovsl.metrics import AbsentClasses, MaskAveragePrecision, OpenVocabularyIoU, PanopticQuality
+from ovsl.metrics import (
+    AbsentClasses,
+    CityscapesAveragePrecision,
+    MaskAveragePrecision,
+    OpenVocabularyIoU,
+    PanopticQuality,
+)
+from ovsl.metrics.segmentation import seen_and_unseen_means
 from ovsl.results import ClassResult, EvaluationResult
 
 
@@ -44,12 +51,20 @@ class DatasetEvaluation:
         segmenter: The method with the words of the dataset.
         absent: How mIoU treats classes that the ground truth lacks, see `OpenVocabularyIoU`.
         device: Where counts are kept.
+        seen_by_synonyms: Seen marks by the rule that FC-CLIP published, where they differ from those of the segmenter;
+            the result then has the means of both.
     """
 
     def __init__(
-        self, task: EvaluationTask, segmenter: Segmenter, absent: AbsentClasses, device: torch.device | str = "cpu"
+        self,
+        task: EvaluationTask,
+        segmenter: Segmenter,
+        absent: AbsentClasses,
+        device: torch.device | str = "cpu",
+        seen_by_synonyms: Sequence[bool] | None = None,
     ) -> None:
         self.task = task
+        self.seen_by_synonyms = seen_by_synonyms
         self.segmenter = segmenter
         vocabulary = segmenter.vocabulary
         num_classes, seen, things = len(vocabulary), vocabulary.seen, vocabulary.things
@@ -59,7 +74,8 @@ class DatasetEvaluation:
         if segmenter.method.predicts_masks and things is not None:
             self._is_thing = torch.tensor(things, device=device)
             self.panoptic_quality = PanopticQuality(num_classes, things, seen).to(device)
-            self.average_precision = MaskAveragePrecision(num_classes, seen).to(device)
+            rules = CityscapesAveragePrecision if task.average_precision == "cityscapes" else MaskAveragePrecision
+            self.average_precision = rules(num_classes, seen).to(device)
 
     def update(self, batch: EvaluationBatch) -> list[Segmentation]:
         """Segment a batch and count it.
@@ -75,22 +91,27 @@ class DatasetEvaluation:
         for segmentation, target in zip(found, batch["semantic"], strict=True):
             self.iou.update(segmentation.labels, target)
         if counts_segments:
-            truth = (batch["segment_ids"], batch["segment_classes"], batch["segment_crowd"])
-            for segmentation, ids, classes, crowd in zip(found, *truth, strict=True):
-                self._count_segments(segmentation, ids, classes, crowd)
+            for index, segmentation in enumerate(found):
+                self._count_segments(segmentation, batch, index)
         return found
 
-    def _count_segments(self, found: Segmentation, ids: Tensor, classes: Tensor, crowd: Tensor) -> None:
+    def _count_segments(self, found: Segmentation, batch: EvaluationBatch, index: int) -> None:
         if self.panoptic_quality is None or self.average_precision is None:
             return
         if found.panoptic is None or found.instances is None:  # a sliding window does not join its masks
             return
+        ids, classes = batch["segment_ids"][index], batch["segment_classes"][index]
+        crowd = batch["segment_crowd"][index]
         self.panoptic_quality.update(found.panoptic.segment_ids, found.panoptic.classes, ids, classes, crowd)
-        things = self._is_thing[classes].nonzero().flatten()
-        masks = ids == things[:, None, None] + 1
+        if "instance_masks" in batch:
+            labels, masks = batch["instance_classes"][index], batch["instance_masks"][index]
+            crowd = batch["instance_crowd"][index]
+        else:
+            things = self._is_thing[classes].nonzero().flatten()
+            labels, masks, crowd = classes[things], ids == things[:, None, None] + 1, crowd[things]
         instances = found.instances
         self.average_precision.update(
-            instances.scores, instances.labels, instances.masks, classes[things], masks, crowd[things]
+            instances.scores, instances.labels, instances.masks, labels, masks, crowd, void=ids == 0
         )
 
     def result(self, header: RunHeader) -> EvaluationResult:
@@ -101,6 +122,9 @@ class DatasetEvaluation:
         """
         values = self.iou.compute()
         metrics = {name: _number(values[name].item()) for name in self.iou.scalars}
+        if self.seen_by_synonyms is not None:
+            means = seen_and_unseen_means(values["iou"], self.seen_by_synonyms)
+            metrics |= {f"{name}_by_synonyms": _number(value.item()) for name, value in means.items()}
         for metric in (self.panoptic_quality, self.average_precision):
             if metric is not None:
                 metrics |= _segment_metrics(metric)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +17,10 @@ from torch import Tensor
 
 from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
 from ovsl.data import EvaluationTransform, SegmentationDataModule
-from ovsl.data.batches import EvaluationBatch, TrainingBatch
+from ovsl.data.batches import EvaluationBatch, EvaluationTask, TrainingBatch
 from ovsl.data.order import sample_seed
 from ovsl.errors import InputError
-from ovsl.evaluation import DatasetEvaluation, Evaluation, RunHeader, Segmenter, Words
+from ovsl.evaluation import DatasetEvaluation, EpisodeEvaluation, Evaluation, RunHeader, Segmenter, Words
 from ovsl.inference import Inference, Prediction, Segmentation, WholeImage
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.training_classes import TrainingClasses
@@ -63,6 +64,8 @@ class SegmentationModule(LightningModule, ABC):
         train_clip: Substrings of CLIP parameter names that train with the method; all others are frozen.
         initial_checkpoint: Checkpoint of this method whose weights a new run starts from; optimiser and schedule
             start afresh.
+        mixed_precision_evaluation: Whether validation, test and prediction run in the mixed precision that the trainer
+            trains in. By default they run in float32, as the official codes do.
     """
 
     trainable: ClassVar[bool] = True
@@ -93,6 +96,7 @@ class SegmentationModule(LightningModule, ABC):
         schedule: Schedule = PolynomialSchedule(),
         train_clip: tuple[str, ...] = (),
         initial_checkpoint: str | None = None,
+        mixed_precision_evaluation: bool = False,
     ) -> None:
         super().__init__()
         self.clip = clip.build(self.image_tower)
@@ -106,6 +110,7 @@ class SegmentationModule(LightningModule, ABC):
         self.optimizer = optimizer
         self.schedule = schedule
         self.initial_checkpoint = initial_checkpoint
+        self.mixed_precision_evaluation = mixed_precision_evaluation
         # Checkpoints leave the frozen CLIP out; `on_load_checkpoint` is stricter than Lightning's own check.
         self.strict_loading = False
         self.training_vocabulary: Vocabulary | None = None
@@ -210,7 +215,14 @@ class SegmentationModule(LightningModule, ABC):
         """Mark the classes that share a name with one that was trained on, unless a split says which are seen."""
         if vocabulary.seen is not None or self.training_vocabulary is None:
             return vocabulary
-        return vocabulary.with_seen_from(self.training_vocabulary)
+        return vocabulary.with_seen_from(self.training_vocabulary, own_names=True)
+
+    def seen_by_synonyms(self, vocabulary: Vocabulary) -> tuple[bool, ...] | None:
+        """Seen marks by synonyms alone, as FC-CLIP published; None where they are those of `with_seen`."""
+        if vocabulary.seen is not None or self.training_vocabulary is None:
+            return None
+        seen = vocabulary.with_seen_from(self.training_vocabulary).seen
+        return None if seen == self.with_seen(vocabulary).seen else seen
 
     def segmenter(self, vocabulary: Vocabulary, dataset: str | None = None) -> Segmenter:
         """Bind words to this method.
@@ -276,24 +288,33 @@ class SegmentationModule(LightningModule, ABC):
     def on_validation_start(self) -> None:
         """Bind the words of every dataset of the verb, to weights that are numbers."""
         check_finite(saved_state(self, self.state_dict()))
-        self.evaluation = Evaluation(
-            [
-                DatasetEvaluation(task, self.segmenter(task.vocabulary, task.name), self.absent_classes, self.device)
-                for task in self.data.evaluation_tasks
-            ]
-        )
+        self.evaluation = Evaluation([self._dataset_evaluation(task) for task in self.data.evaluation_tasks])
+
+    def _dataset_evaluation(self, task: EvaluationTask) -> DatasetEvaluation:
+        if task.episodes:
+            return EpisodeEvaluation(task, lambda words: self.segmenter(words, task.name), self.device)
+        segmenter = self.segmenter(task.vocabulary, task.name)
+        synonyms = self.seen_by_synonyms(task.vocabulary)
+        return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms)
+
+    def _evaluation_precision(self) -> AbstractContextManager[None]:
+        if self.mixed_precision_evaluation:
+            return nullcontext()
+        return torch.autocast(self.device.type, enabled=False)
 
     on_test_start = on_predict_start = on_validation_start
 
     def validation_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
         """Segment a batch and count it; what was found is for callbacks."""
-        return self.evaluation.update(dataloader_idx, batch)
+        with self._evaluation_precision():
+            return self.evaluation.update(dataloader_idx, batch)
 
     test_step = validation_step  # type: ignore[assignment]
 
     def predict_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
         """Segment a batch, with panoptic maps where the method gives them."""
-        return self.evaluation.segment(dataloader_idx, batch)
+        with self._evaluation_precision():
+            return self.evaluation.segment(dataloader_idx, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the metrics of every dataset."""

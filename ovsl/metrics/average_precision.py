@@ -5,8 +5,8 @@ torchmetrics wants a compiled COCO back-end for this, keeps floats as states and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,13 @@ THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
 RECALLS = tuple(np.linspace(0.0, 1.0, 101).tolist())
 AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
 """Ranges of the area of a mask in pixels, both ends included, as in the COCO API."""
+
+
+class LabelledMasks(NamedTuple):
+    """Masks bool `(N, H, W)` and their classes, integers `(N,)`."""
+
+    masks: Tensor
+    labels: Tensor
 
 
 class MaskAveragePrecision(Metric):
@@ -59,8 +66,20 @@ class MaskAveragePrecision(Metric):
     higher_is_better = True
     full_state_update = False
 
+    areas: ClassVar[Mapping[str, tuple[float, float]]] = AREAS
+
     #: The entries of `compute` that are single numbers.
-    scalars = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AP_seen", "AP_unseen", "hAP")
+    scalars: tuple[str, ...] = (
+        "AP",
+        "AP50",
+        "AP75",
+        "AP_small",
+        "AP_medium",
+        "AP_large",
+        "AP_seen",
+        "AP_unseen",
+        "hAP",
+    )
 
     detections: list[Tensor]
     scores: list[Tensor]
@@ -78,7 +97,7 @@ class MaskAveragePrecision(Metric):
         self.max_detections = max_detections
         self.add_state("detections", [], dist_reduce_fx="cat")
         self.add_state("scores", [], dist_reduce_fx="cat")
-        self.add_state("truths", torch.zeros(len(AREAS), num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("truths", torch.zeros(len(self.areas), num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(
@@ -89,6 +108,7 @@ class MaskAveragePrecision(Metric):
         target_labels: Tensor,
         target_masks: Tensor,
         target_crowd: Tensor | None = None,
+        void: Tensor | None = None,
     ) -> None:
         """Match the detections of one image.
 
@@ -99,6 +119,7 @@ class MaskAveragePrecision(Metric):
             target_labels: Classes of the true masks, integers (M,).
             target_masks: bool (M, H, W).
             target_crowd: Whether each true mask is a crowd region, bool (M,). None for no crowd.
+            void: Pixels without a label, bool (H, W), for rules that know them; COCO's do not.
 
         Raises:
             InputError: If sizes differ or a class is out of range; nothing is counted then.
@@ -108,30 +129,44 @@ class MaskAveragePrecision(Metric):
         order = scores.argsort(descending=True, stable=True)
         order = order[_rank_in_class(labels[order]) < self.max_detections]
         scores, labels, masks = scores[order], labels[order].long(), masks[order]
-        iou, area, target_area = mask_iou(masks, target_masks, crowd)
-        # On the CPU: the claims follow one after the other, and the tables are small.
-        same_class = labels[:, None] == target_labels
-        table = torch.where(same_class, iou, -1.0).cpu()
-        codes, counted = [], []
-        for low, high in AREAS.values():
-            ignored = (crowd | (target_area < low) | (target_area > high)).cpu()
-            claimed, right = match_detections(table, ignored, crowd.cpu())
-            outside = ((area < low) | (area > high)).cpu()
-            # Per threshold: 0 wrong, 1 right, 2 does not count.
-            code = torch.where(right, 1, torch.where(claimed | outside[:, None], 2, 0))
-            codes.append(code)
-            kept = target_labels[~ignored.to(target_labels.device)]
-            counted.append(torch.bincount(kept, minlength=self.num_classes))
-        matched = torch.stack(codes, dim=1).flatten(1).to(labels.device)
-        self.detections.append(torch.cat([labels[:, None], matched], dim=1).to(torch.int32))
+        found, truth = LabelledMasks(masks, labels), LabelledMasks(target_masks, target_labels)
+        codes, counted = self._judge(found, truth, crowd, void)
+        self.detections.append(torch.cat([labels[:, None], codes.flatten(1)], dim=1).to(torch.int32))
         self.scores.append(scores.double())
-        self.truths = self.truths + torch.stack(counted)
+        self.truths = self.truths + torch.stack(
+            [torch.bincount(target_labels[kept], minlength=self.num_classes) for kept in counted]
+        )
         self.images = self.images + 1
+
+    def _judge(
+        self, found: LabelledMasks, truth: LabelledMasks, crowd: Tensor, void: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Say what each detection of an image, by descending score, counts as, and which true masks count.
+
+        Returns:
+            For each detection, area range and threshold 0 wrong, 1 right, 2 does not count: `(N, A, T)`; and bool
+            `(A, M)`.
+        """
+        iou, area, target_area = mask_iou(found.masks, truth.masks, crowd)
+        # On the CPU: the claims follow one after the other, and the tables are small.
+        table = torch.where(found.labels[:, None] == truth.labels, iou, -1.0).cpu()
+        codes, counted = [], []
+        for low, high in self.areas.values():
+            ignored = crowd | (target_area < low) | (target_area > high)
+            claimed, right = match_detections(table, ignored.cpu(), crowd.cpu())
+            outside = ((area < low) | (area > high)).cpu()
+            codes.append(torch.where(right, 1, torch.where(claimed | outside[:, None], 2, 0)))
+            counted.append(~ignored)
+        return torch.stack(codes, dim=1).to(found.labels.device), torch.stack(counted)
+
+    def _average(self, codes: Tensor, scores: Tensor, num_truths: int) -> Tensor:
+        """Average precision of one class and area range at each threshold, from its detections by descending score."""
+        return average_precision(codes, num_truths)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """See `Metric.sync`; a process without an image contributes no detection, but takes part."""
         if not self.detections:
-            width = 1 + len(AREAS) * len(THRESHOLDS)
+            width = 1 + len(self.areas) * len(THRESHOLDS)
             self.detections.append(torch.zeros(0, width, dtype=torch.int32, device=self.device))
             self.scores.append(torch.zeros(0, dtype=torch.float64, device=self.device))
         super().sync(*args, **kwargs)
@@ -145,7 +180,7 @@ class MaskAveragePrecision(Metric):
             96 x 96), over seen and over unseen classes, and the harmonic mean of these two, `hAP`. Per class, (C,),
             NaN where the truth lacks it: `ap`. And `images`, the number counted.
         """
-        precision = torch.full((len(AREAS), self.num_classes, len(THRESHOLDS)), torch.nan, dtype=torch.float64)
+        precision = torch.full((len(self.areas), self.num_classes, len(THRESHOLDS)), torch.nan, dtype=torch.float64)
         truths = self.truths.cpu()
         precision[truths > 0] = 0.0
         if len(self.detections):
@@ -157,12 +192,12 @@ class MaskAveragePrecision(Metric):
                 labels.tolist(), table[:, 1:].split(sizes.tolist()), scores.split(sizes.tolist()), strict=True
             ):
                 order = _by_score_then_matches(values, rows)
-                codes = rows[order].view(len(rows), len(AREAS), len(THRESHOLDS))
-                for area in range(len(AREAS)):
-                    if truths[area, label] > 0:
-                        precision[area, label] = average_precision(codes[:, area], int(truths[area, label]))
+                codes = rows[order].view(len(rows), len(self.areas), len(THRESHOLDS))
+                for area, num_truths in enumerate(truths[:, label].tolist()):
+                    if num_truths:
+                        precision[area, label] = self._average(codes[:, area], values[order], num_truths)
         ap = precision.mean(dim=2)
-        values_out = {f"AP{suffix}": ap[area].nanmean() for area, suffix in enumerate(AREAS)}
+        values_out = {f"AP{suffix}": ap[area].nanmean() for area, suffix in enumerate(self.areas)}
         values_out |= {"AP50": precision[0, :, 0].nanmean(), "AP75": precision[0, :, 5].nanmean()}
         seen_ap, unseen_ap = ap[0, :0], ap[0, :0]
         if self.seen is not None:

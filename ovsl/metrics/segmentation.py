@@ -119,18 +119,11 @@ class OpenVocabularyIoU(Metric):
         iou = intersection.double() / union
         if self.absent == "skip":
             iou[target_area == 0] = torch.nan
-        seen_iou, unseen_iou = iou[:0], iou[:0]
-        if self.seen is not None:
-            seen = torch.tensor(self.seen)
-            seen_iou, unseen_iou = iou[seen], iou[~seen]
-        mean_seen, mean_unseen = seen_iou.nanmean(), unseen_iou.nanmean()
         return {
             "pAcc": intersection.sum().double() / total,
             "mIoU": iou.nanmean(),
             "fwIoU": (target_area * iou).nansum() / total,
-            "mIoU_seen": mean_seen,
-            "mIoU_unseen": mean_unseen,
-            "hIoU": harmonic_mean(mean_seen, mean_unseen),
+            **seen_and_unseen_means(iou, self.seen),
             "iou": iou,
             "accuracy": intersection.double() / target_area,
             "pixels": target_area,
@@ -175,6 +168,19 @@ def _check_range(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
                 f"a {what} pixel has the label {value}, but the {num_classes} classes have 0..{num_classes - 1} and "
                 f"the ignore index is {ignore_index}: check the label map and the vocabulary."
             )
+
+
+def seen_and_unseen_means(iou: Tensor, seen: Sequence[bool] | None) -> dict[str, Tensor]:
+    """Means of the IoU over seen and over unseen classes, and the harmonic mean of the two.
+
+    Args:
+        iou: Of each class, `(C,)`, NaN where it does not enter the means.
+        seen: Whether each class is seen, `(C,)`; None for no such distinction, all three are NaN then.
+    """
+    marks = torch.tensor([] if seen is None else seen, dtype=torch.bool)
+    known = iou if seen is not None else iou[:0]
+    mean_seen, mean_unseen = known[marks].nanmean(), known[~marks].nanmean()
+    return {"mIoU_seen": mean_seen, "mIoU_unseen": mean_unseen, "hIoU": harmonic_mean(mean_seen, mean_unseen)}
 
 
 def harmonic_mean(first: Tensor, second: Tensor) -> Tensor:

@@ -22,12 +22,25 @@ FIGURES = {
     "mIoU_seen": "mIoU seen",
     "mIoU_unseen": "mIoU unseen",
     "hIoU": "hIoU",
+    "mIoU_seen_by_synonyms": "mIoU seen by synonyms",
+    "mIoU_unseen_by_synonyms": "mIoU unseen by synonyms",
+    "hIoU_by_synonyms": "hIoU by synonyms",
     "PQ": "PQ",
     "PQ_seen": "PQ seen",
     "PQ_unseen": "PQ unseen",
     "AP": "AP",
+    "binary_mIoU": "binary mIoU",
+    "FB_IoU": "FB-IoU",
 }
-_OPTIONAL = {"PQ", "PQ_seen", "PQ_unseen", "AP"}  # columns only where some method gives them
+# Columns only where some result has them: FC-CLIP's own rule of seen classes where it is another, and mask methods.
+_OPTIONAL = {name for name in FIGURES if name.endswith("_by_synonyms")} | {
+    "PQ",
+    "PQ_seen",
+    "PQ_unseen",
+    "AP",
+    "binary_mIoU",
+    "FB_IoU",
+}
 _CONVENTIONS = {
     "skip": "Means leave out classes without ground truth (skip).",
     "zero": "Means count classes that are predicted but have no ground truth as 0 (zero).",

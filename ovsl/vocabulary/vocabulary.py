@@ -198,17 +198,23 @@ class Vocabulary:
         """Indices of the unseen classes, ascending; none when `seen` is `None`."""
         return [index for index in range(len(self)) if self.seen is not None and not self.seen[index]]
 
-    def with_seen_from(self, training: Vocabulary) -> Vocabulary:
+    def with_seen_from(self, training: Vocabulary, own_names: bool = False) -> Vocabulary:
         """Marks as seen every class that shares a synonym with a seen class of the training vocabulary.
 
-        The overlap rule of FC-CLIP (arXiv:2308.02487), where it steers the ensembling; here it also says what is
-        reported as unseen in cross-dataset evaluation. Letter case and spacing are not compared.
+        The overlap rule of FC-CLIP (arXiv:2308.02487), where it steers the ensembling. Its synonyms of a class often
+        lack the class's own name ("road" of PASCAL Context, "house" of ADE20K); what is reported as unseen in
+        cross-dataset evaluation compares that too. Letter case and spacing are not compared.
 
         Args:
             training: What the method was trained on. Only its seen classes count.
+            own_names: Whether the names of the classes themselves count on both sides, beside their synonyms.
         """
-        known = {_key(word) for index in training.seen_indices for word in training.synonyms[index]}
-        return replace(self, seen=tuple(any(_key(word) in known for word in group) for group in self.synonyms))
+        known = {_key(word) for index in training.seen_indices for word in training._names(index, own_names)}
+        seen = (any(_key(word) in known for word in self._names(index, own_names)) for index in range(len(self)))
+        return replace(self, seen=tuple(seen))
+
+    def _names(self, index: int, own_name: bool) -> tuple[str, ...]:
+        return (self.classes[index], *self.synonyms[index]) if own_name else self.synonyms[index]
 
     def with_unseen(self, unseen: Collection[int]) -> Vocabulary:
         """Mark classes as unseen, and all others as seen.

@@ -95,6 +95,49 @@ def test_accumulated_gradients_do_not_move_the_position(folder, tmp_path, unbrok
     assert len(seen) == 12
 
 
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory) -> Path:
+    """83 rows with their sizes, of which every third or so is a portrait; the id says which."""
+    folder = tmp_path_factory.mktemp("sized")
+    rows = []
+    for number in range(83):
+        height, width = (32, 24) if number % 3 == 0 or number % 7 == 0 else (24, 32)
+        row = record("train", number, (height, width)) | {"height": height, "width": width}
+        rows.append(row | {"image_id": f"{number}-{'portrait' if height > width else 'landscape'}"})
+    write_shard(folder / "train.parquet", rows)
+    return folder
+
+
+def test_batches_of_one_orientation_and_a_resume_that_knows_it(sized, tmp_path):
+    def data(grouped: bool = True) -> SegmentationDataModule:
+        source = ParquetSource(str(sized), id_column="image_id", interleave=3)
+        return make(source, batch_size=4, group_by_orientation=grouped)
+
+    def kinds(batch: list[str]) -> set[str]:
+        return {id.partition("-")[2] for id in batch}
+
+    whole, plain, first, second = (Recorder() for _ in range(4))
+    trainer(60).fit(whole, data())
+    batches = [ids for _, ids, _ in whole.trained]
+    ids = [id for batch in batches for id in batch]
+    assert set(Counter(ids[: 83 * 2]).values()) == {2}, "every row once in each pass"
+    # At the end of each of three passes the queues may leave batches of both.
+    assert sum(len(kinds(batch)) == 1 for batch in batches) >= 60 - 2 * 3
+    trainer(10).fit(plain, data(grouped=False))
+    assert sum(len(kinds(batch)) == 1 for _, batch, _ in plain.trained) < 5
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=23, save_top_k=-1)
+    trainer(24, callbacks=[saver], enable_checkpointing=True).fit(first, data())
+    trainer(60).fit(second, data(), ckpt_path=tmp_path / "step=23.ckpt")
+    assert second.trained == whole.trained[23:]
+
+
+def test_grouping_needs_the_sizes_of_images(folder):
+    with pytest.raises(InputError, match="no column 'width'"):
+        make(ParquetSource(str(folder)), group_by_orientation=True).train_dataloader()
+    with pytest.raises(InputError, match="does not tell the sizes"):
+        make(ToySource(0, 32, 32), group_by_orientation=True).train_dataloader()
+
+
 def test_position_survives_another_batch_size(folder, tmp_path):
     first, second = Recorder(), Recorder()
     halted = trainer(3)

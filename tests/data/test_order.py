@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ovsl.data.order import PositionSampler, SectionSampler, group_order, row_order, sample_seed
+from ovsl.data.order import PositionSampler, SectionSampler, group_order, orientation_order, row_order, sample_seed
 
 SIZES = [10, 10, 10, 7, 1, 10, 3]
 
@@ -31,6 +31,22 @@ def test_order_depends_on_seed_and_epoch_and_on_nothing_else(make):
     np.testing.assert_array_equal(make(3, 1), make(3, 1))
     assert make(3, 1).tolist() != make(3, 2).tolist()
     assert make(3, 1).tolist() != make(4, 1).tolist()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("first", [0, 1])
+def test_batches_of_one_orientation_are_those_of_two_queues(batch, first):
+    portrait = np.random.default_rng(0).random(53) < 0.3
+    order = row_order(53, 1, 0)
+    queues, expected, rest = {True: [], False: []}, list(order[:first]), []
+    for row in order[first:]:
+        queue = queues[bool(portrait[row])]
+        queue.append(row)
+        if len(queue) == batch:
+            expected += queue
+            queue.clear()
+    rest = [row for row in order[first:] if row in queues[True] + queues[False]]
+    assert orientation_order(order, portrait, batch, first).tolist() == expected + rest
 
 
 def test_sample_seeds_differ_by_seed_epoch_and_index():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pycocotools import mask as coco_mask
 
 from ovsl.data import (
     EvaluationTransform,
@@ -19,6 +20,7 @@ from ovsl.data import (
     TrainTransform,
 )
 from ovsl.data.samples import EvaluationBatches, LabelledRows, TrainingBatches
+from ovsl.data.truth import run_length_mask
 from ovsl.errors import InputError
 from ovsl.losses import MaskTargets
 from ovsl.vocabulary import Vocabulary
@@ -182,6 +184,55 @@ def test_broken_panoptic_rows_are_named(tmp_path, cells, problem):
     with pytest.raises(InputError, match=problem) as caught:
         LabelledRows(parquet(tmp_path, rows=1, **cells), WORDS).row(0)
     assert "\n" not in str(caught.value)
+
+
+def run_lengths(masks: np.ndarray) -> list[dict]:
+    """The code of pycocotools, as text."""
+    codes = coco_mask.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
+    return [{"size": code["size"], "counts": code["counts"].decode()} for code in codes]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (480, 640)])
+def test_run_length_codes_are_those_of_the_coco_api(size):
+    draw = np.random.default_rng(0)
+    noise = draw.random((6, *size)) < draw.random((6, 1, 1)) ** 3
+    blocks = np.kron(draw.random((4, size[0], 1)) < 0.1, np.ones((1, 1, size[1]), bool))
+    masks = np.concatenate([noise, blocks, np.zeros((1, *size), bool), np.ones((1, *size), bool)])
+    for mask, code in zip(masks, run_lengths(masks), strict=True):
+        np.testing.assert_array_equal(run_length_mask(code["counts"], size), mask)
+
+
+def test_instances_have_a_column_of_their_own(tmp_path):
+    masks = np.zeros((3, 24, 32), bool)
+    masks[0, :, :20] = masks[1, 4:, 10:] = masks[2, 20:] = True  # two overlap; the panoptic map knows neither
+    listed = [
+        {"category_id": label, "iscrowd": label, "segmentation": code}
+        for label, code in zip([0, 0, 1], run_lengths(masks), strict=True)
+    ]
+    row = panoptic_record(0, instances=listed), panoptic_record(1, instances=[])
+    write_shard(tmp_path / "train.parquet", row)
+    source = ParquetSource(str(tmp_path), panoptic_column="panoptic", instances_column="instances")
+    batch = EvaluationBatches(LabelledRows(source, WORDS), EvaluationTransform())[[0, 1]]
+    np.testing.assert_array_equal(batch["instance_masks"][0], masks)
+    assert batch["instance_classes"][0].tolist() == [0, 0, 1]
+    assert batch["instance_crowd"][0].tolist() == [False, False, True]
+    assert batch["instance_masks"][1].shape == (0, 24, 32)
+    assert len(batch["segment_classes"][0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ({"category_id": 0, "segmentation": {"counts": "11"}}, "row 0 .* a run-length code of the size"),
+        ({"category_id": 0, "segmentation": [[0, 0, 4, 4]]}, "row 0 .* a run-length code"),
+        ({"category_id": 4, "segmentation": {"counts": run_lengths(np.ones((1, 24, 32)))[0]["counts"]}}, "Category 4"),
+    ],
+)
+def test_broken_instances_are_named(tmp_path, entry, problem):
+    write_shard(tmp_path / "train.parquet", [panoptic_record(0, instances=[entry])])
+    source = ParquetSource(str(tmp_path), panoptic_column="panoptic", instances_column="instances")
+    with pytest.raises(InputError, match=problem):
+        LabelledRows(source, WORDS).row(0)
 
 
 def _column(folder: Path) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ovsl.data.parquet import ParquetSource
-from ovsl.data.samples import LabelledRows
+from ovsl.data.samples import LabelledRows, TrainingBatches
 from ovsl.data.sources import INVALID_LABEL, Row, Source, label_table
+from ovsl.data.transforms import TrainTransform
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 from tests.data.shards import TRAIN, VALIDATION, png, record, write_shard, write_shards
@@ -123,10 +125,16 @@ def test_label_outside_the_vocabulary_names_source_row_and_value(value, dtype):
         LabelledRows(OneMask(mask), WORDS).row(0)
 
 
-def test_ignored_classes_are_hidden():
-    mask = np.arange(11, dtype=np.uint8)[None]
-    row = LabelledRows(OneMask(mask), WORDS, ignored_classes=[2, 9]).row(0)
-    assert row.semantic.tolist() == [[0, 1, 255, 3, 4, 5, 6, 7, 8, 255, 10]]
+def test_the_crop_is_chosen_before_classes_are_hidden():
+    mask = np.zeros((60, 60), np.uint8)
+    mask[:, 30:] = 2  # with class 2 hidden, every window would be one class alone, or nothing
+    transform = TrainTransform(20, scale=(1, 1), category_max_ratio=0.75)
+    rows = LabelledRows(OneMask(mask), WORDS)
+    for seed in range(5):
+        shown, hidden = (TrainingBatches(rows, transform, 8, seed, classes)[0] for classes in ([], [2]))
+        assert torch.equal(hidden["semantic"], shown["semantic"].where(shown["semantic"] != 2, 255))
+        mixed = ((shown["semantic"] == 2).float().mean((1, 2)) - 0.5).abs() < 0.25
+        assert mixed.float().mean() > 0.8
 
 
 def test_other_size_corrupt_image_missing_mask_and_colour_mask_are_named_by_row(tmp_path):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from ovsl.data.transforms import EvaluationTransform, PhotometricDistortion, TrainTransform
+from ovsl.data.transforms import EvaluationTransform, PhotometricDistortion, TrainTransform, resize
 from ovsl.errors import InputError
 
 IGNORE = 255
@@ -160,3 +161,61 @@ def test_short_sides_are_drawn_from_a_list_and_padding_has_the_asked_grey():
 def test_half_pixels_go_up() -> None:
     image = np.zeros((4, 5, 3), np.uint8)
     assert EvaluationTransform(short_side=2)(image).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize("photometric", [False, True])
+def test_padding_is_neither_mirrored_nor_distorted_and_may_have_a_colour(photometric):
+    image, mask = scene(20, 30)
+    mean = (124, 116, 104)
+    transform = TrainTransform(40, scale=(1, 1), flip=1.0, photometric=photometric, fill=mean)
+    for seed in range(8):
+        cropped, labels = apply(transform, image, mask, seed)
+        assert (labels[:20, :30] == mask[:, ::-1]).all()
+        assert (labels[20:] == IGNORE).all()
+        assert (labels[:, 30:] == IGNORE).all()
+        assert (cropped[labels == IGNORE] == mean).all()
+
+
+@pytest.mark.parametrize("size", [(48, 64), (120, 33), (97, 131), (11, 300), (96, 128)])
+def test_antialiased_resize_is_that_of_pillow(size):
+    image = scene(96, 128)[0]
+    found = resize(image, size, "antialiased").astype(int)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(found - expected).max() <= 1
+    assert (found != expected).mean() < 0.2, "white noise is the worst case; on photos less than 0.005"
+    if min(size) < 96:
+        plain = resize(image, size, "bilinear").astype(int)
+        assert np.abs(plain - expected).mean() > 1, "bilinear without antialiasing is another picture"
+
+
+@pytest.mark.parametrize("size", [(48, 64), (120, 33), (97, 131), (11, 300)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exact_nearest_resize_is_that_of_pillow(size, dtype):
+    mask = np.arange(96 * 128).reshape(96, 128) % np.iinfo(dtype).max
+    found = resize(np.dstack([mask, mask + 1]).astype(dtype), size, "nearest_exact")
+    rows = np.asarray(Image.fromarray(np.arange(96, dtype=np.uint8)[:, None]).resize((1, size[0]), 0))[:, 0]
+    columns = np.asarray(Image.fromarray(np.arange(128, dtype=np.uint8)[None]).resize((size[1], 1), 0))[0]
+    np.testing.assert_array_equal(found[..., 0], mask[np.ix_(rows, columns)])
+    np.testing.assert_array_equal(found[..., 1], mask[np.ix_(rows, columns)] + 1)
+
+
+def test_both_transforms_resize_as_they_are_asked():
+    image, mask = scene(90, 120)
+    mask = np.arange(90 * 120, dtype=np.uint16).reshape(90, 120)
+    options = {"interpolation": "antialiased", "mask_interpolation": "nearest_exact"}
+    transform = TrainTransform(30, scale=(1, 1), short_side=30, flip=0, **options)
+    pipeline = transform.pipeline(65535)
+    result = pipeline(image=image, mask=mask)
+    smaller = resize(image, (30, 40), "antialiased")
+    left = int(np.flatnonzero((smaller[0] == result["image"][0, 0]).all(-1))[0])
+    np.testing.assert_array_equal(result["image"], smaller[:, left : left + 30])
+    np.testing.assert_array_equal(result["mask"], mask[1::3, 1::3][:, left : left + 30])
+    np.testing.assert_array_equal(EvaluationTransform(30, interpolation="antialiased")(image), smaller)
+
+
+def test_stretching_ignores_the_aspect_ratio():
+    image, mask = scene(50, 100)
+    stretched, labels = apply(TrainTransform(40, stretch=True, flip=0), image, mask)
+    np.testing.assert_array_equal(stretched, resize(image, (40, 40), "bilinear"))
+    assert (labels[:, :20] == 0).all()
+    assert (labels[:, 20:] == 200).all()

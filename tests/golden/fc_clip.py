@@ -164,7 +164,7 @@ def compute(case: Case) -> dict[str, Tensor]:
     assert [len(group) for group in testing.synonyms] == config["test_num_synonyms"]
     assert [len(group) for group in training.synonyms] == config["train_num_synonyms"]
     module.training_vocabulary = training
-    testing = module.with_seen(testing)
+    testing = testing.with_seen_from(training)
 
     # Text
     has_text = "text/test_tokens" in io

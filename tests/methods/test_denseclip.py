@@ -47,6 +47,22 @@ def batch(size: tuple[int, int] = (64, 96)) -> dict[str, Any]:
     return {"image": images, "semantic": semantic, "id": ["a", "b"]}
 
 
+def test_a_deeper_tower_may_start_from_the_weights_of_another() -> None:
+    shallow = RESNET | {"vision_cfg": RESNET["vision_cfg"] | {"layers": [1, 1, 1, 1]}}
+    deep = RESNET | {"vision_cfg": RESNET["vision_cfg"] | {"layers": [1, 1, 3, 1]}}
+    options = {"config": deep, "language_guidance": False}
+    plain = build(**options).state_dict()
+    torch.manual_seed(5)
+    donor = CLIPSettings("tiny", quick_gelu=True, config=shallow)
+    started = build(**options, image_tower_start=donor).state_dict()
+    changed = {name for name in plain if not torch.equal(plain[name], started[name])}
+    assert any("layer3.0.conv1" in name for name in changed)
+    assert not any("layer3.1." in name or "layer3.2." in name for name in changed if "encoder" in name)
+    vit = CLIPSettings("tiny", quick_gelu=True, config=VIT)
+    with pytest.raises(InputError, match="fits"):
+        build(**options, image_tower_start=vit)
+
+
 @pytest.mark.parametrize(
     ("clip", "resolution", "denseclip", "baseline"),
     [

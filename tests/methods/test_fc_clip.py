@@ -149,6 +149,19 @@ def test_evaluation_marks_what_training_saw() -> None:
     assert module.with_seen(words).seen == (True, False, False, True)
 
 
+def test_own_names_count_in_the_report_and_not_in_the_ensemble() -> None:
+    module = build()
+    module.training_vocabulary = Vocabulary.load("coco_panoptic_133")
+    context = Vocabulary.load("pascal_context_59")
+    words, road = module.words(context), context.classes.index("road")
+    assert words.vocabulary.seen[road]
+    assert not words.text.seen[road]
+    assert sum(words.vocabulary.seen) == int(words.text.seen.sum()) + 1
+    assert module.seen_by_synonyms(context) == tuple(words.text.seen.tolist())
+    assert module.seen_by_synonyms(Vocabulary.load("pascal_voc_20")) is None, "where both rules agree"
+    assert module.seen_by_synonyms(Vocabulary.load("coco_stuff_171", split="zero_shot_156_15")) is None
+
+
 @pytest.mark.parametrize(
     ("name", "seen"),
     [

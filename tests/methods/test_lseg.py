@@ -133,6 +133,21 @@ def test_one_class_is_asked_of_every_image() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+def test_images_without_a_class_that_may_be_asked_teach_nothing() -> None:
+    module = build(objective="one_class").eval()
+    data, hidden = batch(), batch()
+    data["semantic"][:] = 255
+    data["semantic"][0, :8] = 1
+    with torch.no_grad():
+        alone = {name: value[:1] for name, value in data.items()}
+        one = module.losses(alone).weighted["cross_entropy"]
+        both = module.losses(data).weighted["cross_entropy"]
+        hidden["semantic"][:] = 255
+        nothing = module.losses(hidden).weighted["cross_entropy"]
+    torch.testing.assert_close(both, one)
+    assert nothing == 0
+
+
 def test_renamed_classes_are_shown_under_the_other_name() -> None:
     plain, renamed = build(), build(class_names={"traffic light": "traffic"})
     one, other = (module.text_classifier(WORDS).vectors for module in (plain, renamed))

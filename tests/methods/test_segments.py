@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ovsl.data import EvaluationSet, Row, SegmentationDataModule, ToySource
+from ovsl.data.sources import InstanceTruth
 from ovsl.inference import DensePrediction, Inference, MaskPrediction, Prediction, SlidingWindow, WholeImage
 from ovsl.methods.base import SegmentationModule
 from ovsl.vocabulary import Vocabulary
@@ -61,10 +62,23 @@ class DenseOracle(Oracle):
         return DensePrediction(scores.permute(0, 3, 1, 2).float())
 
 
-def evaluate(module: SegmentationModule, panoptic: bool = True) -> dict[str, float | None]:
-    source = TellingSource(2, IMAGES, 48, panoptic)
+class OtherInstances(TellingSource):
+    """Says of mask AP that each thing lies elsewhere."""
+
+    has_instances = True
+
+    def row(self, index: int) -> Row:
+        row = super().row(index)
+        masks = np.roll(row.segments.ids == np.arange(1, 3)[:, None, None], 24, axis=1)
+        return replace(row, instances=InstanceTruth(masks, row.segments.classes[:2], row.segments.crowd[:2]))
+
+
+def evaluate(
+    module: SegmentationModule, panoptic: bool = True, kind: type[TellingSource] = TellingSource, **options: Any
+) -> dict[str, float | None]:
+    source = kind(2, IMAGES, 48, panoptic)
     data = SegmentationDataModule(
-        evaluation={"toy": EvaluationSet("toy", "zero_shot", source, source)},
+        evaluation={"toy": EvaluationSet("toy", "zero_shot", source, source, **options)},
         evaluation_batch_size=4,
         num_workers=0,
     )
@@ -81,6 +95,18 @@ def test_a_perfect_method_has_panoptic_quality_and_precision_one_in_one_pass(tin
     ones = ("mIoU", "hIoU", "PQ", "SQ", "RQ", "PQ_things", "PQ_stuff", "PQ_seen", "PQ_unseen", "hPQ", "AP", "AP_unseen")
     assert {name: metrics[name] for name in ones} == pytest.approx(dict.fromkeys(ones, 1.0))
     assert module.passes == IMAGES
+
+
+def test_instances_of_their_own_are_the_truth_of_mask_precision_alone(tiny_settings) -> None:
+    metrics = evaluate(Oracle(clip=tiny_settings, templates="single"), kind=OtherInstances)
+    assert metrics["PQ"] == 1
+    assert metrics["AP"] < 0.5
+
+
+def test_mask_precision_follows_the_rules_that_a_dataset_names(tiny_settings) -> None:
+    metrics = evaluate(Oracle(clip=tiny_settings, templates="single"), average_precision="cityscapes")
+    assert metrics["AP"] == 1
+    assert "AP_small" not in metrics
 
 
 def test_a_confused_class_costs_quality_where_it_belongs(tiny_settings) -> None:
@@ -113,6 +139,31 @@ def test_without_whole_masks_or_panoptic_data_there_is_only_the_label_map(
     assert not {"PQ", "AP"} & set(metrics)
     assert module.passes == IMAGES
     assert metrics["mIoU"] == 1
+
+
+class Watcher(DenseOracle):
+    """Remembers in which precision it and the text tower ran."""
+
+    def forward(self, images: Tensor, text: Any) -> Prediction:
+        self.seen_precisions.add((torch.is_autocast_enabled("cpu"), text.vectors.dtype))
+        return super().forward(images, text)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"), [({}, (False, torch.float32)), ({"mixed_precision_evaluation": True}, (True, torch.float32))]
+)
+def test_tests_run_in_float32_unless_asked_otherwise(tiny_settings, asked: dict, expected: tuple) -> None:
+    module = Watcher(clip=tiny_settings, templates="single", **asked)
+    module.seen_precisions = set()
+    source = TellingSource(2, 2, 48)
+    data = SegmentationDataModule(evaluation={"toy": EvaluationSet("toy", None, source, source)}, num_workers=0)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", precision="bf16-mixed", **quiet)
+    with torch.autocast("cpu", torch.bfloat16):  # as in training: what is cached then serves the test too
+        assert module.text_classifier(Vocabulary.load("toy")).vectors.dtype == torch.float32
+    for verb in (trainer.test, trainer.validate):
+        verb(module, data, verbose=False)
+    assert module.seen_precisions == {expected}
 
 
 @pytest.fixture

@@ -53,6 +53,24 @@ def test_overlap_ignores_case_and_spacing_and_counts_only_seen_classes():
     assert words.with_seen_from(Vocabulary.from_words(["puppy"])).seen == (False, True, False)
 
 
+@pytest.mark.parametrize(
+    ("training", "name", "more"),
+    [
+        ("coco_panoptic_133", "ade20k_150", ["house"]),
+        ("coco_panoptic_133", "pascal_context_59", ["road"]),
+        ("coco_stuff_171", "pascal_context_59", ["light", "road", "wood"]),
+        ("coco_stuff_171", "ade20k_150", ["house", "light"]),
+        ("coco_panoptic_133", "cityscapes_19", []),
+    ],
+)
+def test_a_class_whose_own_name_was_trained_is_seen_where_its_synonyms_are_not(training, name, more):
+    words, trained = Vocabulary.load(name), Vocabulary.load(training)
+    published, reported = words.with_seen_from(trained), words.with_seen_from(trained, own_names=True)
+    differing = [words.classes[i] for i in range(len(words)) if published.seen[i] != reported.seen[i]]
+    assert differing == more
+    assert set(published.seen_indices) < set(reported.seen_indices) or not more
+
+
 def test_zero_shot_splits():
     stuff = Vocabulary.load("coco_stuff_171", split="zero_shot_156_15")
     unseen = "cow giraffe suitcase frisbee skateboard carrot scissors cardboard clouds grass playingfield river road"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovsl.clip import CLIPSettings, ResNetTower, TextEmbeddings, TextEncoder, ViTTower
 from ovsl.data.batches import TrainingBatch
@@ -59,6 +59,8 @@ class DenseCLIP(ClosedSetModule):
         backbone_rate: Factor of the learning rate of the image encoder.
         inference: Windows of the published single-scale rows, on images whose short side is 512. Multi-scale rows:
             `MultiScale`.
+        image_tower_start: CLIP whose image tower gives the starting weights that fit by name and shape; all others stay
+            as `clip` has them. The released RN101 baseline starts so from RN50, its other blocks random.
         optimizer: Published optimiser.
         schedule: Published schedule.
         **kwargs: See `SegmentationModule`; `templates` and `synonyms` are not used.
@@ -88,6 +90,7 @@ class DenseCLIP(ClosedSetModule):
         repeat_class_embedding: bool = True,
         average: Average = "all",
         backbone_rate: float = 0.1,
+        image_tower_start: CLIPSettings | None = None,
         inference: Inference = SlidingWindow(crop_size=512, stride=341),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=1e-4),
         schedule: Schedule = PolynomialSchedule(power=0.9, minimum=1e-6, warmup_steps=1500),
@@ -97,6 +100,8 @@ class DenseCLIP(ClosedSetModule):
         if open_vocabulary and not language_guidance:
             raise InputError("open_vocabulary predicts with the score map, which needs language_guidance: true.")
         tower = self.clip.take_image_tower()
+        if image_tower_start is not None and tower is not None:
+            take_weights(tower.visual, image_tower_start)
         source = tower if backbone is None else Backbone(backbone, backbone_pretrained, backbone_options)
         if not isinstance(source, Backbone | ResNetTower | ViTTower):
             raise InputError(
@@ -201,3 +206,17 @@ class DenseCLIP(ClosedSetModule):
         if groups["norm"]:
             yield {"params": groups["norm"], "weight_decay": 0.0, "name": "norm"}
         yield {"params": groups["rest"], "name": "rest"}
+
+
+def take_weights(visual: nn.Module, start: CLIPSettings) -> None:
+    """Copy the weights of another CLIP's image tower where name and shape are the same.
+
+    Raises:
+        InputError: Nothing fits.
+    """
+    donor = start.build("trained").take_image_tower()
+    own, other = visual.state_dict(), {} if donor is None else donor.visual.state_dict()
+    fitting = {name: value for name, value in other.items() if name in own and value.shape == own[name].shape}
+    if not fitting:
+        raise InputError(f"No weight of the image tower of {start.model!r} fits: name a CLIP of the same kind.")
+    visual.load_state_dict(own | fitting)

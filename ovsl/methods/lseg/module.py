@@ -153,7 +153,11 @@ class LSeg(SegmentationModule):
         pairs = torch.stack([self._others().expand(len(asked), -1), text.vectors[asked]], dim=1)
         logits = self.class_logits(batch["image"], pairs)
         # Officially nothing is ignored: pixels without a label count as "others".
-        return Losses({"cross_entropy": functional.cross_entropy(logits, (labels == asked.view(-1, 1, 1)).long())})
+        target = (labels == asked.view(-1, 1, 1)).long()
+        losses = functional.cross_entropy(logits, target, reduction="none").mean(dim=(1, 2))
+        # Images without a class that may be asked are in no official list.
+        listed = (askable != ignore_index).flatten(1).any(dim=1)
+        return Losses({"cross_entropy": (losses * listed).sum() / listed.sum().clamp(min=1)})
 
     def _others(self) -> Tensor:
         return self.text_classifier(Vocabulary.from_words([OTHERS])).vectors

@@ -1,0 +1,106 @@
+"""The few-shot protocol: each image is asked for one class that it holds, against everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ovsl.data.batches import EvaluationBatch, EvaluationTask
+from ovsl.errors import InputError
+from ovsl.evaluation.dataset import DatasetEvaluation, RunHeader
+from ovsl.evaluation.segmenter import Segmenter
+from ovsl.inference import Segmentation
+from ovsl.metrics.episodes import EpisodeIoU
+from ovsl.results import ClassResult, EvaluationResult
+from ovsl.vocabulary import Vocabulary
+
+OTHERS = "others"
+
+
+class EpisodeEvaluation(DatasetEvaluation):
+    """Asks every image for each unseen class that it holds, in two words: that class and "others".
+
+    Li et al., *LSeg*, ICLR 2022, arXiv 2201.03546, section 4.1, after the protocol of few-shot segmentation; any method
+    that takes words can be asked so. The truth is brought to the size of the image that the network sees.
+
+    Args:
+        task: The dataset; its vocabulary has the split whose unseen classes are asked.
+        segmenter: Binds words to the method.
+        device: Where counts are kept.
+
+    Raises:
+        InputError: The vocabulary has no unseen class.
+    """
+
+    def __init__(
+        self,
+        task: EvaluationTask,
+        segmenter: Callable[[Vocabulary], Segmenter],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(task, segmenter(task.vocabulary), "skip", device)
+        vocabulary = task.vocabulary
+        asked = [] if vocabulary.seen is None else vocabulary.unseen_indices
+        if not asked:
+            raise InputError(
+                f"Dataset '{task.name}' is asked in episodes, but no class of its is unseen: set its split to a fold."
+            )
+        self.questions = {
+            label: segmenter(Vocabulary.from_words([OTHERS, vocabulary.classes[label]])) for label in asked
+        }
+        self.episodes = EpisodeIoU(len(vocabulary)).to(device)
+        self.panoptic_quality = self.average_precision = None
+
+    def update(self, batch: EvaluationBatch) -> list[Segmentation]:
+        """Ask each image; see `DatasetEvaluation.update`.
+
+        Returns:
+            For each image the classes that were found, others as the first class of the vocabulary.
+        """
+        return [self._ask(batch, index) for index in range(len(batch["image"]))]
+
+    def _ask(self, batch: EvaluationBatch, index: int) -> Segmentation:
+        image, semantic = batch["image"][index], batch["semantic"][index]
+        size = (image.shape[-2], image.shape[-1])
+        truth = _nearest(semantic, size)
+        labels = torch.zeros_like(truth)
+        for label in sorted(set(self.questions) & set(semantic.unique().tolist())):
+            (found,) = self.questions[label]([image], [size])
+            answer = found.labels == 1
+            ignored = truth == self.task.vocabulary.ignore_index
+            self.episodes.update(batch["id"][index], label, answer, truth == label, ignored)
+            labels[answer] = label
+        whole = _nearest(labels, (semantic.shape[0], semantic.shape[1]))
+        self.iou.update(whole, semantic)
+        return Segmentation(whole)
+
+    def result(self, header: RunHeader) -> EvaluationResult:
+        """Divide the counts of all processes; every process has to call this."""
+        values = self.episodes.compute()
+        images = int(self.iou.compute()["images"])
+        metrics = {name: None if values[name].isnan() else values[name].item() for name in self.episodes.scalars}
+        vocabulary = self.task.vocabulary
+        per_class = tuple(
+            ClassResult(vocabulary.classes[label], False, None if value.isnan() else value.item(), None, 0)
+            for label, value in ((label, values["iou"][label]) for label in self.questions)
+        )
+        return EvaluationResult(
+            run=header.run,
+            method=header.method,
+            stage=header.stage,
+            dataset=self.task.name,
+            images=images,
+            step=header.step,
+            absent_classes="skip",
+            metrics=metrics,
+            per_class=per_class,
+            published={name: value / 100 for name, value in self.task.published.items()},
+        )
+
+
+def _nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a label map, each pixel as the one at its upper left, as officially."""
+    return functional.interpolate(labels[None, None].double(), size, mode="nearest")[0, 0].to(labels.dtype)

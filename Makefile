@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
-.PHONY: help setup demo test test-slow test-slurm golden lint typecheck format toy-clip toy-table toy-ablation light-grid clean
+.PHONY: help setup demo test test-slow test-slurm test-minimum golden lint typecheck format toy-clip toy-table toy-ablation light-grid clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -49,6 +49,12 @@ test-slurm: setup ## tests in a private SLURM of two nodes on this machine; inst
 golden: setup ## golden cases alone, also those in the folder OVSL_GOLDEN; PYTEST="-k zegclip" selects
 	$(BIN)/python -m pytest tests/golden -rA --no-header -q -s $(PYTEST)
 
+test-minimum: ## the test suite with the oldest versions that pyproject.toml allows, in .venv-minimum
+	$(PYTHON) -m venv .venv-minimum
+	.venv-minimum/bin/python tests/minimum_versions.py > .venv-minimum/oldest.txt
+	.venv-minimum/bin/python -m pip install --quiet -c .venv-minimum/oldest.txt -e '.[dev]'
+	.venv-minimum/bin/python -m pytest -n auto -m "not slow and not gpu" $(PYTEST)
+
 lint: setup ## ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -76,4 +82,4 @@ light-grid: setup ## the grid of light backbones on the toy world and on CamVid,
 	$(BIN)/ovsl study experiments/clip_lightweight/study_camvid.yaml
 
 clean: ## remove the environment and caches, keep runs
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-minimum .mypy_cache .ruff_cache .pytest_cache

@@ -1,5 +1,116 @@
-"""``python -m ovsl``."""
+"""The `ovsl` command as far as it needs no torch: help, version, verbs and tools by name, one-sentence errors.
 
-from ovsl.cli import main
+`ovsl report`, help and mistakes in the first words answer at once; the verbs import what they need, see `ovsl.cli`.
+"""
 
-raise SystemExit(main())
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ovsl import __version__
+from ovsl.errors import InputError, exit_status, sentence
+
+VERBS = {
+    "fit": "train a method; the same command again resumes",
+    "validate": "score a method on the validation sets",
+    "test": "score a method on the test sets",
+    "predict": "label photos with any words",
+}
+TOOLS = {
+    "convert": "turn a checkpoint of an official release into one of ovsl",
+    "export": "write a trained method with fixed words as ONNX",
+    "profile": "print parameters, multiply-adds, latency and memory of a method",
+    "report": "print one table of all results, and draw them",
+    "study": "run rows x datasets x seeds, what is not finished, and end in one table",
+    "submit": "write and submit the SLURM job of a verb",
+}
+"""The small commands: modules of `ovsl.tools`, imported when they are asked for."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        args: Arguments after `ovsl`; those of the process when None.
+
+    Returns:
+        Exit status: 0; 2 after a mistake in the input or on the machine, 3 after a NaN, 75 after a signal, each with
+        one line that says so.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    first = given[0] if given else "--help"
+    if first in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if given else 2
+    if first == "--version":
+        print(f"ovsl {__version__}")
+        return 0
+    try:
+        if first in TOOLS:
+            status = importlib.import_module(f"ovsl.tools.{first}").main(given[1:])
+            return status if isinstance(status, int) else 0
+        if first in VERBS or first.startswith("-"):
+            check_files(given)
+            from ovsl.cli import run_lightning  # torch and Lightning, seconds of imports
+
+            run_lightning(given)
+        else:
+            raise InputError(unknown_verb(first))
+    except (Exception, SystemExit) as error:
+        if (said := sentence(error)) is None:
+            raise
+        print(f"ovsl: {said}", file=sys.stderr)
+        return exit_status(error)
+    return 0
+
+
+def usage() -> str:
+    """What `ovsl --help` prints."""
+    lines = ["ovsl: open-vocabulary semantic segmentation", "", "usage: ovsl VERB [-c FILE ...] [--option VALUE ...]"]
+    for title, commands in (("verbs", VERBS), ("tools", TOOLS)):
+        lines += ["", f"{title}:", *(f"  {name:<9} {text}" for name, text in commands.items())]
+    lines += [
+        "",
+        "`ovsl VERB --help` lists options, `ovsl fit --model.help ZegCLIP` those of a method, `ovsl --version` the",
+        "version. A file is a path, or a shipped configuration by name, such as ovsl:methods/zegclip or ovsl:data/toy.",
+    ]
+    return "\n".join(lines)
+
+
+def unknown_verb(name: str) -> str:
+    """Say that there is no such verb, and which is near."""
+    close = difflib.get_close_matches(name, [*VERBS, *TOOLS], n=1)
+    return f"There is no 'ovsl {name}': " + (
+        f"did you mean '{close[0]}'?" if close else f"the verbs are {', '.join(VERBS)}, the tools {', '.join(TOOLS)}."
+    )
+
+
+def check_files(given: Sequence[str]) -> None:
+    """Refuse a configuration file that does not exist before seconds are spent on imports.
+
+    Raises:
+        InputError: With its name, and files near it that do exist.
+    """
+    for name in _named_files(given):
+        path = Path(name)
+        if not name.startswith("ovsl:") and "\n" not in name and not path.is_file():
+            there = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+            close = difflib.get_close_matches(path.name, there, n=1)
+            hint = f"did you mean {path.parent / close[0]}?" if close else "check the path."
+            raise InputError(f"There is no configuration file '{name}': {hint}")
+
+
+def _named_files(given: Sequence[str]) -> Iterator[str]:
+    for position, word in enumerate(given):
+        if word in ("-c", "--config") and position + 1 < len(given):
+            yield given[position + 1]
+        elif word.startswith("--config="):
+            yield word.partition("=")[2]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from ovsl.data import EvaluationTransform
 from ovsl.data.regions import RegionMaps
-from ovsl.data.sources import Row, decode_image
+from ovsl.data.sources import Row, as_rgb, decode_image
 from ovsl.errors import InputError
 from ovsl.evaluation import Segmenter
 from ovsl.inference import PanopticMap, Segmentation
 from ovsl.methods.base import SegmentationModule
 from ovsl.results.drawing import overlay
 from ovsl.tools.models import load_model
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 Photo = str | Path | Image.Image | np.ndarray | Tensor
 """A file, a PIL image, an array uint8 `(H, W, 3)` or `(H, W)`, or a tensor uint8 `(3, H, W)`."""
@@ -66,22 +66,25 @@ class PhotoSegmenter:
 
     Args:
         module: The method, with its weights.
-        words: One entry per class, synonyms separated by commas, or the name of a shipped vocabulary.
-        short_side: Size that photos are resized to for the network; None leaves them as they are.
+        words: See `ovsl.vocabulary.as_vocabulary`.
+        short_side: Size that photos are resized to for the network; None takes that of the method's published tests,
+            and enlarges no photo.
         regions: Makes the region map of a photo, for methods that go by one.
     """
 
     def __init__(
         self,
         module: SegmentationModule,
-        words: Sequence[str] | str,
+        words: Vocabulary | Sequence[str] | str,
         short_side: int | None = None,
         regions: RegionMaps | None = None,
     ) -> None:
         self.module = module
         self.regions = regions
-        self.transform = EvaluationTransform(short_side=short_side)
-        vocabulary = Vocabulary.load(words) if isinstance(words, str) else Vocabulary.from_words(words)
+        self.short_side = short_side
+        self.transform = module.photo_transform if short_side is None else EvaluationTransform(short_side=short_side)
+        vocabulary = as_vocabulary(words)
+        module.use_own_words()
         with torch.inference_mode():
             self.segmenter: Segmenter = module.segmenter(vocabulary)
 
@@ -90,9 +93,9 @@ class PhotoSegmenter:
         """The words, with their seen marks."""
         return self.segmenter.vocabulary
 
-    def with_words(self, words: Sequence[str] | str) -> PhotoSegmenter:
+    def with_words(self, words: Vocabulary | Sequence[str] | str) -> PhotoSegmenter:
         """Ask the same method with other words; nothing is loaded again."""
-        return PhotoSegmenter(self.module, words, self.transform.short_side, self.regions)
+        return PhotoSegmenter(self.module, words, self.short_side, self.regions)
 
     # A string is a sequence of strings, too; the first that fits counts.
     @overload
@@ -123,7 +126,7 @@ class PhotoSegmenter:
         device, regions = self.module.device, None
         if self.regions is not None:
             regions = [torch.from_numpy(self.regions(Row("photo", array, None)).astype(np.int32)).to(device)]
-        (found,) = self.segmenter([image.to(device)], [(height, width)], segments=True, regions=regions)
+        (found,) = self.segmenter.photos([image.to(device)], [(height, width)], regions)
         panoptic = found.panoptic and PanopticMap(found.panoptic.segment_ids.cpu(), found.panoptic.classes.cpu())
         return PhotoSegmentation(array, found.labels.cpu().numpy(), self.vocabulary, panoptic)
 
@@ -139,13 +142,18 @@ class LoadedMethod:
         self.module = module.eval()
 
     def with_words(
-        self, words: Sequence[str] | str, short_side: int | None = None, regions: RegionMaps | None = None
+        self,
+        words: Vocabulary | Sequence[str] | str,
+        short_side: int | None = None,
+        regions: RegionMaps | None = None,
     ) -> PhotoSegmenter:
         """Bind words; as often as wanted.
 
         Args:
-            words: One entry per class, synonyms separated by commas, or the name of a shipped vocabulary.
-            short_side: Size that photos are resized to for the network; None leaves them as they are.
+            words: A list with one entry per class, synonyms separated by commas; the name of a shipped vocabulary; or
+                a text, JSON or CSV file, see `ovsl.vocabulary.as_vocabulary`.
+            short_side: Size that photos are resized to for the network; None takes that of the method's published
+                tests, and enlarges no photo.
             regions: Makes the region map of a photo, for methods that go by one (CorrCLIP).
         """
         return PhotoSegmenter(self.module, words, short_side, regions)
@@ -182,9 +190,9 @@ def as_array(photo: Photo) -> np.ndarray:
         path = Path(photo).expanduser()
         if not path.is_file():
             raise InputError(f"There is no photo '{path}'.")
-        return np.asarray(decode_image(path.read_bytes(), f"image '{path}'", mode="RGB"))
+        return np.asarray(decode_image(path.read_bytes(), f"image '{path}'", mode="RGB", upright=True))
     if isinstance(photo, Image.Image):
-        return np.asarray(photo.convert("RGB"))
+        return np.asarray(as_rgb(photo, "photo", upright=True))
     array = photo.permute(1, 2, 0).cpu().numpy() if isinstance(photo, Tensor) and photo.ndim == 3 else np.asarray(photo)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)

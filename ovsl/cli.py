@@ -1,26 +1,24 @@
-"""The `ovsl` command: `fit`, `validate`, `test` and `predict` by LightningCLI, and the small tools."""
+"""The verbs of the `ovsl` command, `fit`, `validate`, `test` and `predict`, by LightningCLI; see `ovsl.__main__`."""
 
 from __future__ import annotations
 
 import argparse
-import errno
-import importlib
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import ovsl.data
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
+from ovsl.__main__ import TOOLS, main
 from ovsl.callbacks import (
     FiniteValues,
     PredictionFiles,
@@ -31,9 +29,9 @@ from ovsl.callbacks import (
 )
 from ovsl.cluster import check_launch
 from ovsl.data import SegmentationDataModule
-from ovsl.errors import InputError, NotFiniteError, StoppedError
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.renamed import check_command, migrate, migrate_identity
+from ovsl.parsing import OneSentence
 from ovsl.recipe import recipe
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.runs.files import remove_orphans
@@ -42,15 +40,13 @@ from ovsl.runs.record import CheckpointRecord
 from ovsl.runs.trust import check_settings, foreign_name
 from ovsl.shipped import configuration_file
 from ovsl.tools.models import ConfigurationFile, forget_clip_weights
+from ovsl.vocabulary import vocabulary_name
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-"""What the system says of a disk that is full or cannot be written to."""
+__all__ = ["TOOLS", "Command", "main", "run_lightning"]
 
-TOOLS = ("convert", "export", "profile", "report", "study", "submit")
-"""The small commands: modules of `ovsl.tools`, imported when they are asked for."""
 
-DESCRIPTION = f"""Open-vocabulary semantic segmentation: fit, validate, test, predict; and the tools
-{", ".join(TOOLS)} (`ovsl TOOL --help`)."""
+class CommandParser(OneSentence, LightningArgumentParser):
+    """Lightning's parser, with one sentence for a mistake."""
 
 
 class Command(LightningCLI):
@@ -58,7 +54,7 @@ class Command(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning does, but configuration files may be shipped ones, `-c ovsl:NAME`, or those of older runs."""
-        parser = LightningArgumentParser(**kwargs)
+        parser = CommandParser(**kwargs)
         parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
         return parser
 
@@ -102,7 +98,8 @@ class Command(LightningCLI):
                 if settings is not None and (foreign_name(settings) is None or not names_model(given[1:])):
                     check_settings(settings)
                     subparser.set_defaults({"model": migrate(settings)})
-        super().parse_arguments(parser, args)
+        # Lightning's own version warns of arguments that come from Python, and has nothing else to add.
+        self.config = parser.parse_args(given)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own version lets the checkpoint override the user; `parse_arguments` above replaces it.
@@ -136,7 +133,8 @@ class Command(LightningCLI):
         data = config.data.init_args
         # A dataset of the catalogue stands for its vocabulary.
         named = data.get("train") if isinstance(data.get("train"), str) else None
-        return f"{method}-{data.get('vocabulary') or (named or 'evaluation').partition('/')[0]}"
+        words = data.get("vocabulary") or (named or "evaluation").partition("/")[0]
+        return f"{method}-{vocabulary_name(words)}"
 
     def after_instantiate_classes(self) -> None:
         """Give the model its settings, let `runs` decide how to start, and record the start."""
@@ -164,6 +162,7 @@ class Command(LightningCLI):
             self.trainer.fit(**arguments)
             return
         directory, source = RunDirectory(Path(self.plain["run_dir"])), self.datamodule.train
+        directory.create()
         with RunLock(directory.path) if self.trainer.is_global_zero else nullcontext():
             if source is not None and not self.plain["accept_other_data"]:
                 directory.check_same_data(source)
@@ -195,41 +194,9 @@ class Command(LightningCLI):
         _say(f"Training is complete: {reason} ended it at step {step}" + (f" of {most}." if most != -1 else "."))
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        args: Arguments after `ovsl`; those of the process when None.
-
-    Returns:
-        Exit status: 0; 2 after a mistake in the input, 3 after a NaN, 75 after a signal, each with one line that
-        says so; 1 where the disk is full or cannot be written to.
-    """
-    given = list(sys.argv[1:] if args is None else args)
-    try:
-        check_command(given)
-        if given and given[0] in TOOLS:
-            status = importlib.import_module(f"ovsl.tools.{given[0]}").main(given[1:])
-            return status if isinstance(status, int) else 0
-        else:
-            run_lightning(args)
-    except (Exception, SystemExit) as error:
-        cause = next((e for e in _causes(error) if isinstance(e, InputError | NotFiniteError | StoppedError)), None)
-        if cause is not None:
-            print(f"ovsl: {' '.join(str(cause).split())}", file=sys.stderr)
-            return cause.status
-        if isinstance(error, SIGTERMException):
-            print("ovsl: Stopped by SIGTERM.", file=sys.stderr)
-            return StoppedError.status
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            print(f"ovsl: Cannot write ({error}): make room or choose another folder.", file=sys.stderr)
-            return 1
-        raise
-    return 0
-
-
 def run_lightning(args: Sequence[str] | None = None) -> Command:
     """Run one of the LightningCLI verbs and return the finished command, for tests and notebooks."""
+    check_command(sys.argv[1:] if args is None else args)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     return Command(
         SegmentationModule,
@@ -245,7 +212,7 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
             "use_distributed_sampler": False,
             "num_sanity_val_steps": 0,
         },
-        parser_kwargs={"prog": "ovsl", "description": DESCRIPTION},
+        parser_kwargs={"prog": "ovsl"},
         args=None if args is None else list(args),
     )
 
@@ -284,16 +251,3 @@ def checkpoint_of(args: Sequence[str]) -> Path | None:
 def _say(message: str | None) -> None:
     if message:
         print(message, flush=True)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The errors that an error stands for: what it was raised from, and what a parser was handling when it gave up."""
-    current: BaseException | None = error
-    while current is not None:
-        yield current
-        wrapped = current.__context__ if isinstance(current, SystemExit | ArgumentError) else None
-        current = current.__cause__ or wrapped
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ovsl.cli import main
 from ovsl.errors import InputError
+from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
 
 DATA = str(ROOT / "configs/data/toy.yaml")
@@ -67,7 +68,7 @@ def test_test_uses_the_checkpoint_of_its_run_and_report_finds_the_result(trained
     # The model is not written here: the checkpoint fills it in.
     assert main(["test", "-c", DATA, "-c", str(_without_model(small)), "--run_dir", str(trained)]) == 0
     result = json.loads((trained / "results/test-toy.json").read_text())
-    assert (result["method"], result["images"], result["step"]) == ("PatchText", 10, 4)
+    assert (result["method"], result["images"], result["step"]) == ("PatchText (random CLIP)", 10, 4)
     assert (trained / "pictures/test-toy.png").is_file()
     capsys.readouterr()
     chart = trained / "chart.png"
@@ -150,6 +151,28 @@ def test_run_directory_of_another_run_is_left_alone(trained, small, capsys):
     assert _fit(small, trained, "--model.temperature", "5") == 2
     assert "model.temperature was 20.0 and is 5.0 now" in capsys.readouterr().err
     assert _contents(trained) == before
+
+
+def test_a_run_on_words_of_ones_own_goes_on_only_with_them(small, tmp_path, capsys):
+    file, run = tmp_path / "mine.csv", tmp_path / "run"
+    toy = Vocabulary.load("toy")
+    words = ["name,is_thing", *(f"{name},{thing}" for name, thing in zip(toy.classes, toy.things, strict=True))]
+    file.write_text("\n".join(words))
+    more = ["--data.vocabulary", str(file), "--data.split", "null", "--trainer.max_steps"]
+    assert _fit(small, run, *more, "1") == 0
+    file.write_text("\n".join([*words[:-1], "something else,false"]))
+    assert _fit(small, run, *more, "2") == 2
+    assert "give back the vocabulary of the run" in capsys.readouterr().err
+    file.write_text("\n".join(words))
+    assert _fit(small, run, *more, "2") == 0
+    assert _checkpoint(run)["ovsl"]["training_vocabulary"]["name"] == "mine"
+
+
+def test_a_random_clip_of_another_seed_is_refused_with_the_cause(trained, small, tmp_path, capsys):
+    command = ["validate", "-c", BASELINE, "-c", DATA, "-c", str(small), "--run_dir", str(tmp_path / "run")]
+    checkpoint = ["--ckpt_path", str(trained / "checkpoints/last.ckpt")]
+    assert main([*command, *checkpoint, "--seed_everything", "1"]) == 2
+    assert "random CLIP 'tiny' of another seed" in capsys.readouterr().err
 
 
 def test_run_that_never_got_to_a_checkpoint_does_not_block_its_folder(small, tmp_path):

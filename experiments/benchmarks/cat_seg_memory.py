@@ -55,7 +55,7 @@ class LiveBytes(TorchDispatchMode):
 def build(model: str, class_chunk_size: int, max_classes: int = 256, checkpoint_activations: bool = False) -> CATSeg:
     """Build a published model with random weights."""
     return CATSeg(
-        CLIPSettings(model, quick_gelu=True),
+        CLIPSettings(model, "random", quick_gelu=True),
         CATSegSizes(max_classes=max_classes, **SIZES[model]),
         class_chunk_size=class_chunk_size,
         checkpoint_activations=checkpoint_activations,

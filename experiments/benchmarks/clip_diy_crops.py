@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    module = CLIPDIY(CLIPSettings(args.model)).eval()
+    module = CLIPDIY(CLIPSettings(args.model, "random")).eval()
     vectors = functional.normalize(torch.randn(21, module.clip.embedding_dimension), dim=1)
     text = TextEmbeddings(vectors, torch.arange(21), 21)
     side = module.sizes.image_size

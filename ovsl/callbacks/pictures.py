@@ -48,9 +48,7 @@ class PredictionPictures(Callback):
                 continue
             evaluation = module.evaluation.datasets[index]
             name, step = evaluation.task.name, module.trained_steps
-            sheet = draw_sheet(
-                pictures, evaluation.segmenter.vocabulary, f"{module.method_name} on {name}, step {step}"
-            )
+            sheet = draw_sheet(pictures, evaluation.segmenter.vocabulary, f"{module.title} on {name}, step {step}")
             folder = Path(trainer.default_root_dir) / "pictures"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(sheet).save(folder / f"{prefix}-{name}.png")

@@ -14,7 +14,7 @@ from PIL import Image
 from ovsl.callbacks.pictures import as_pictures
 from ovsl.data.batches import EvaluationBatch
 from ovsl.errors import InputError
-from ovsl.inference import Segmentation
+from ovsl.inference import Segmentation, SlidingWindow
 from ovsl.methods.base import SegmentationModule
 from ovsl.results.drawing import Picture, draw_overlay
 from ovsl.runs.files import path_below, write_text
@@ -29,7 +29,8 @@ class PredictionFiles(BasePredictionWriter):
 
     In `<run directory>/predictions`: `<id>.labels.png` (16 bit, the index of the class), `<id>.overlay.png` and
     `<id>.json`; from methods that predict masks also `<id>.panoptic.png` (16 bit, the id of the segment, 0 for none),
-    whose segments the JSON lists. `classes.json` names the indices.
+    whose segments the JSON lists. `classes.json` names the indices: a folder holds the predictions of one list of
+    classes, and other ones are refused there.
 
     Args:
         overlays: Whether to draw the overlays.
@@ -41,15 +42,17 @@ class PredictionFiles(BasePredictionWriter):
         self.written = 0
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the names of the classes."""
+        """Write the names of the classes, and say how photos and words are taken."""
         assert isinstance(pl_module, SegmentationModule)
         self.written = 0
+        folders = [(task, self._folder(trainer, pl_module, task.name)) for task in pl_module.data.evaluation_tasks]
+        for task, folder in folders:
+            check_same_classes(folder, task.vocabulary)
         if not trainer.is_global_zero:
             return
-        for task in pl_module.data.evaluation_tasks:
-            folder = self._folder(trainer, pl_module, task.name)
-            folder.mkdir(parents=True, exist_ok=True)
+        for task, folder in folders:
             write_text(folder / f"{CLASSES}.json", json.dumps(list(task.vocabulary.classes), indent=1) + "\n")
+            print(describe(pl_module, task.vocabulary), flush=True)
 
     def write_on_batch_end(
         self,
@@ -67,7 +70,8 @@ class PredictionFiles(BasePredictionWriter):
         folder = self._folder(trainer, pl_module, evaluation.task.name)
         found: list[Segmentation] = prediction
         for picture in as_pictures(found, batch):
-            write_prediction(picture, evaluation.segmenter.vocabulary, target_below(folder, picture.id), self.overlays)
+            target = target_below(folder, picture.id)
+            write_prediction(picture, evaluation.segmenter.vocabulary, target, self.overlays, pl_module.title)
             self.written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,7 +94,44 @@ def target_below(folder: Path, id: str) -> Path:
     return path_below(folder, id)
 
 
-def write_prediction(picture: Picture, vocabulary: Vocabulary, target: Path, overlay: bool = True) -> None:
+def check_same_classes(folder: Path, vocabulary: Vocabulary) -> None:
+    """Refuse a folder with label maps of other classes.
+
+    Raises:
+        InputError: Their indices mean something else.
+    """
+    names = folder / f"{CLASSES}.json"
+    if not names.is_file() or next(folder.rglob("*.labels.png"), None) is None:
+        return
+    there = json.loads(names.read_text(encoding="utf-8"))
+    if there != list(vocabulary.classes):
+        raise InputError(
+            f"{folder} holds label maps of other classes ({', '.join(there[:3])}{', ...' if len(there) > 3 else ''}); "
+            "choose another --run_dir (a trained run's weights go along with --ckpt_path RUN_DIR/checkpoints/last.ckpt)"
+            ", or remove that folder."
+        )
+
+
+def describe(module: SegmentationModule, vocabulary: Vocabulary) -> str:
+    """Say at what size photos go through a method, and which names of the classes count."""
+    windows = module.inference
+    how = f", in windows of {windows.crop_size}" if isinstance(windows, SlidingWindow) else ""
+    said = (
+        f"{module.title}, {len(vocabulary)} classes: photos go through with "
+        f"{module.data.evaluation_transform}{how} (--data.evaluation_transform); label maps have the photo's size."
+    )
+    if module.synonyms == "first" and any(len(names) > 1 for names in vocabulary.synonyms):
+        said += (
+            "\nOnly the first name of each class counts, as the method's settings say; --model.synonyms max lets all."
+        )
+    if not module.clip.pretrained:
+        said += "\nIts CLIP has random weights and knows no word: unless it was trained here, the answer means nothing."
+    return said
+
+
+def write_prediction(
+    picture: Picture, vocabulary: Vocabulary, target: Path, overlay: bool = True, method: str = ""
+) -> None:
     """Write the files of one image.
 
     Args:
@@ -98,15 +139,17 @@ def write_prediction(picture: Picture, vocabulary: Vocabulary, target: Path, ove
         vocabulary: The classes.
         target: Where to, without the suffixes.
         overlay: Whether to draw the overlay.
+        method: Who predicted, for the overlay and the JSON.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     labels, segments = picture.prediction, picture.segments
     Image.fromarray(labels.astype(np.uint16)).save(_with_suffix(target, ".labels.png"))
     if overlay:
-        Image.fromarray(draw_overlay(picture, vocabulary)).save(_with_suffix(target, ".overlay.png"))
+        Image.fromarray(draw_overlay(picture, vocabulary, method)).save(_with_suffix(target, ".overlay.png"))
     shares = np.bincount(labels.ravel(), minlength=len(vocabulary)) / labels.size
     record: dict[str, Any] = {
         "id": picture.id,
+        "method": method,
         "size": list(labels.shape),
         "share": {c: round(float(s), 6) for c, s in zip(vocabulary.classes, shares, strict=True)},
     }

@@ -14,7 +14,7 @@ class CLIPSettings:
 
     Args:
         model: `toy_vit`, `toy_convnext`, or an open_clip model name such as `ViT-B-16`.
-        pretrained: open_clip tag, local weights file, or None.
+        pretrained: open_clip tag, local weights file, or `random`; left out for the toy models and with a `config`.
         quick_gelu: Activation that a weights file was trained with; leave out with a tag.
         config: open_clip configuration of a model that has no name.
     """

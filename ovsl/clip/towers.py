@@ -10,6 +10,7 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -39,6 +40,9 @@ ImageTowerUse = Literal["frozen", "trained", "unused"]
 """
 
 Tower = TypeVar("Tower", bound=ImageTower)
+
+RANDOM = "random"
+"""What `pretrained` has to say so that a CLIP without any weights is built."""
 
 
 class FrozenCLIP(nn.Module):
@@ -204,9 +208,11 @@ class FrozenCLIP(nn.Module):
             unknown = sorted(set(tokens.unique().tolist()) - self.known_tokens)
             if unknown:
                 words = sorted({self._tokenizer.decoder[i].replace("</w>", "") for i in unknown})
+                more = f" and {len(words) - 5} more" if len(words) > 5 else ""
                 raise InputError(
-                    f"The text tower of {self.name!r} has never read {', '.join(map(repr, words))}; use words of the "
-                    "vocabulary 'toy', or another CLIP (--model.clip.model ViT-B-16 --model.clip.pretrained openai)."
+                    f"The text tower of {self.name!r} has never read {', '.join(map(repr, words[:5]))}{more}; use "
+                    "words of the vocabulary 'toy', or another CLIP (--model.clip.model ViT-B-16 "
+                    "--model.clip.pretrained openai)."
                 )
         return tokens.to(self.mean.device)
 
@@ -251,10 +257,12 @@ def build_clip(
 
     Args:
         model: `toy_vit` or `toy_convnext` (shipped), or an open_clip model name such as `ViT-B-16`.
-        pretrained: open_clip tag such as `openai` or `laion2b_s34b_b88k`, a local weights file, or None for the
-            toy models' own weights and for random weights of any other model.
+        pretrained: open_clip tag such as `openai` or `laion2b_s34b_b88k`, a local weights file, or `random`; None for
+            the toy models' own weights. A network of one's own `config` has no released weights, so that None means
+            random there too.
         quick_gelu: Activation of the transformer MLPs; needed with a weights file, otherwise left out.
-        config: open_clip model configuration (`embed_dim`, `vision_cfg`, `text_cfg`) in place of a named one.
+        config: open_clip model configuration (`embed_dim`, `vision_cfg`, `text_cfg`) of a model that has no name; it
+            goes by a name of the user's own.
         image_tower: What the method does with the image tower.
 
     Raises:
@@ -267,11 +275,27 @@ def build_clip(
         toy = load_toy_clip(model)
         return FrozenCLIP(toy.model, model, "shipped", toy.mean, toy.std, toy.known_tokens, image_tower)
 
-    named_config = deepcopy(config) if config is not None else open_clip.get_model_config(model)
-    if named_config is None:
+    released = open_clip.get_model_config(model)
+    if config is not None and (released is not None or model in TOY_CLIPS):
         raise InputError(
-            f"Unknown CLIP model {model!r}; give {' or '.join(TOY_CLIPS)}, or a name that "
-            "`python -c 'import open_clip; print(open_clip.list_models())'` lists."
+            f"{model!r} is a released CLIP, but `config` describes one of your own; to use the released one leave "
+            "`config` out (--model.clip.config null), else give yours another name (--model.clip.model)."
+        )
+    named_config = deepcopy(config) if config is not None else released
+    if named_config is None:
+        close = get_close_matches(model, [*TOY_CLIPS, *open_clip.list_models()], n=1)
+        raise InputError(
+            f"Unknown CLIP model {model!r}{f', did you mean {close[0]!r}?' if close else ';'} give "
+            f"{' or '.join(TOY_CLIPS)}, or a name that `python -c 'import open_clip; print(open_clip.list_models())'` "
+            "lists."
+        )
+    if pretrained == RANDOM:
+        pretrained = None
+    elif pretrained is None and config is None:
+        tags = ", ".join([*open_clip.list_pretrained_tags_by_model(model), RANDOM])
+        raise InputError(
+            f"CLIP {model!r} has no weights, and would answer at random; set model.clip.pretrained to a file, or "
+            f"to one of {tags}."
         )
     name_says = bool(named_config.get("quick_gelu", False))
     tag = open_clip.get_pretrained_cfg(model, pretrained) if pretrained and config is None else {}

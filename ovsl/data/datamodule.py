@@ -17,7 +17,7 @@ from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoade
 from ovsl.data.sources import ImageFiles, Source
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 from ovsl.errors import InputError
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class SegmentationDataModule(LightningDataModule):
 
     Args:
         train: Source of training images, or a dataset of the catalogue (`NAME`, `NAME/SPLIT`); None for none.
-        vocabulary: Name of the vocabulary of the training labels; None takes that of the catalogue.
+        vocabulary: Classes of the training labels: a shipped name, a list of words, or a text, JSON or CSV file; None
+            takes the vocabulary of the catalogue.
         split: Zero-shot split of the training vocabulary.
         ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
             images are kept, and the choice of a crop by `category_max_ratio` counts those pixels).
@@ -58,7 +59,7 @@ class SegmentationDataModule(LightningDataModule):
     def __init__(
         self,
         train: Source | str | None = None,
-        vocabulary: str | None = None,
+        vocabulary: list[str] | str | None = None,
         split: str | None = None,
         ignore_unseen: bool = True,
         evaluation: dict[str, EvaluationSet] | None = None,
@@ -74,6 +75,13 @@ class SegmentationDataModule(LightningDataModule):
         group_by_orientation: bool = False,
     ) -> None:
         super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("evaluation_batch_size", evaluation_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise InputError(f"data.{name} is {value}: it has to be at least {least}.")
         self.train = as_source(train, "train", panoptic)
         if vocabulary is None and isinstance(self.train, Catalogued):
             vocabulary = self.train.entry.vocabulary
@@ -99,7 +107,7 @@ class SegmentationDataModule(LightningDataModule):
     @property
     def training_vocabulary(self) -> Vocabulary | None:
         """Vocabulary of the training labels; None without one. Needs no ``setup``."""
-        return None if self.vocabulary is None else Vocabulary.load(self.vocabulary, split=self.split)
+        return None if self.vocabulary is None else as_vocabulary(self.vocabulary, self.split)
 
     @property
     def evaluation_vocabularies(self) -> dict[str, Vocabulary]:
@@ -117,6 +125,9 @@ class SegmentationDataModule(LightningDataModule):
             self.evaluation.get(name, EvaluationSet(vocabulary.name)).task(name, vocabulary)
             for name, vocabulary in self.evaluation_vocabularies.items()
         ]
+
+    def use_photo_transform(self, transform: EvaluationTransform) -> None:
+        """Take a method's own size for photos in `predict`; datasets keep theirs."""
 
     @property
     def position(self) -> int:
@@ -248,8 +259,8 @@ class PredictionData(SegmentationDataModule):
     Args:
         images: An image file, a folder (searched with its sub-folders), or a list of both.
         vocabulary: Words, one entry per class, synonyms separated by commas (``["road", "car, automobile"]``); or the
-            name of a shipped vocabulary.
-        evaluation_transform: Resizing of the images.
+            name of a shipped vocabulary; or a text, JSON or CSV file.
+        evaluation_transform: Resizing of the images; None takes the size of the method's published tests.
         regions: Where their region maps come from, for methods that go by them.
         batch_size: Images per process and step.
         num_workers: Worker processes.
@@ -273,21 +284,23 @@ class PredictionData(SegmentationDataModule):
             num_workers=num_workers,
             on_error=on_error,
         )
+        self._own_transform = evaluation_transform is not None
         self.images = [images] if isinstance(images, str) else images
         self.words = vocabulary
+
+    def use_photo_transform(self, transform: EvaluationTransform) -> None:
+        """Take a method's own size for photos, unless the user gave another."""
+        if not self._own_transform:
+            self.evaluation_transform = transform
 
     @property
     def prediction_vocabulary(self) -> Vocabulary:
         """The words, as a vocabulary.
 
         Raises:
-            InputError: There are no words.
+            InputError: There are no words, or no such vocabulary.
         """
-        if isinstance(self.words, str):
-            return Vocabulary.load(self.words)
-        if not self.words:
-            raise InputError("The vocabulary is empty: give data.vocabulary at least one word.")
-        return Vocabulary.from_words(self.words)
+        return as_vocabulary(self.words)
 
     @property
     def evaluation_vocabularies(self) -> dict[str, Vocabulary]:

@@ -12,7 +12,7 @@ from ovsl.data.sources import Source
 from ovsl.data.transforms import EvaluationTransform
 from ovsl.errors import InputError
 from ovsl.results.tables import FIGURES
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 
 @dataclass
@@ -20,7 +20,8 @@ class EvaluationSet:
     """One dataset to evaluate on. Under the name of a dataset of the catalogue, what is left out comes from there.
 
     Args:
-        vocabulary: Name of a shipped vocabulary: the classes of the labels.
+        vocabulary: Classes of the labels: a shipped name, a list of words, or a text, JSON or CSV file, see
+            `ovsl.vocabulary.as_vocabulary`.
         split: Zero-shot split of that vocabulary, which says which classes are seen. None leaves it to the
             overlap with the classes that the method was trained on.
         validation: Source of ``validate`` and of the validation in ``fit``, or a name of the catalogue.
@@ -40,7 +41,7 @@ class EvaluationSet:
         InputError: A published figure has an unknown name.
     """
 
-    vocabulary: str | None = None
+    vocabulary: list[str] | str | None = None
     split: str | None = None
     validation: Source | str | None = None
     test: Source | str | None = None
@@ -102,4 +103,4 @@ class EvaluationSet:
         """
         if self.vocabulary is None:
             raise InputError("An evaluation dataset has no vocabulary: name one.")
-        return Vocabulary.load(self.vocabulary, split=self.split)
+        return as_vocabulary(self.vocabulary, self.split)

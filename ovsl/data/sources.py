@@ -7,6 +7,8 @@ Constructors only store their arguments: files and repositories are opened when 
 from __future__ import annotations
 
 import io
+import logging
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ovsl.data.order import row_order
 from ovsl.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 LabelTransform = Literal["identity", "reduce_zero_label"] | int | list[int] | dict[int, int]
 
@@ -211,31 +215,77 @@ class ImageFiles(Source):
     def row(self, index: int) -> Row:
         """Read one file; see :class:`Source`."""
         file = self.files[index]
-        image = np.asarray(decode_image(file.read_bytes(), f"image '{file}'", mode="RGB"))
+        image = np.asarray(decode_image(file.read_bytes(), f"image '{file}'", mode="RGB", upright=True))
         return Row(self.ids[index], image, None, str(file))
 
 
-def decode_image(value: Any, what: str, mode: str | None = None) -> Image.Image:
-    """Decode an image cell: bytes, or the ``{"bytes", "path"}`` of the Image feature.
+def decode_image(value: Any, what: str, mode: Literal["RGB"] | None = None, upright: bool = False) -> Image.Image:
+    """Decode an image cell: bytes, or the `{"bytes", "path"}` of the Image feature.
 
-    EXIF rotation is not applied, since masks match the stored pixels.
+    Args:
+        value: The cell.
+        what: What messages call it.
+        mode: `RGB` for photos, see `as_rgb`; None for masks, whose stored pixels are left alone.
+        upright: Whether to turn a photo as its EXIF entry says. Images with masks stay as stored, since masks match the
+            stored pixels.
+
+    Raises:
+        UndecodableImageError: Not an image, a broken one, one of more than Pillow's twice `MAX_IMAGE_PIXELS` (179
+            million) pixels, or a photo whose pixels have no meaning in RGB.
     """
     encoded = value.get("bytes") if isinstance(value, dict) else value
     try:
         if not encoded:
             raise ValueError("no bytes")
-        # A few bytes can name any size: it is looked at before anything is decoded.
-        image = Image.open(io.BytesIO(encoded))
-        if image.width * image.height > LARGEST_IMAGE:
-            raise ValueError(f"{image.width}x{image.height} pixels are more than {LARGEST_IMAGE}")
-        image.load()
-        return image.convert(mode) if mode is not None else image
-    except MemoryError:
+        with warnings.catch_warnings():
+            # Below the limit at which Pillow refuses it only warns, and phones take such photos.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(encoded))
+            # A few bytes can name any size: it is looked at before anything is decoded.
+            if image.width * image.height > LARGEST_IMAGE:
+                raise ValueError(f"{image.width}x{image.height} pixels are more than {LARGEST_IMAGE}")
+            image.load()
+        return as_rgb(image, what, upright) if mode == "RGB" else image
+    except (UndecodableImageError, MemoryError):
         raise
+    except Image.DecompressionBombError as error:
+        raise UndecodableImageError(
+            f"The {what} has too many pixels to be opened ({one_line(error)}): shrink it, or leave it out."
+        ) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise UndecodableImageError(
-            f"Cannot decode the {what} ({one_line(error)}): repair or remove it, or set on_error to skip."
+            f"Cannot decode the {what} ({one_line(error)}): repair or remove it, or set --data.on_error skip."
         ) from error
+
+
+def as_rgb(image: Image.Image, what: str, upright: bool = False) -> Image.Image:
+    """Bring a photo to 8-bit RGB, by one policy for all that Pillow opens.
+
+    16 bits are scaled to 8; grey, palette, CMYK and other colour spaces are converted; what is transparent lies on
+    white; of an animation the first frame counts, and a warning says so.
+
+    Args:
+        image: The opened image.
+        what: What messages call it.
+        upright: Whether to turn it as its EXIF entry says.
+
+    Raises:
+        UndecodableImageError: Floating-point or 32-bit pixels, whose range nobody knows.
+    """
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones put a second picture of the scene there
+        logger.warning("The %s has %d frames; only the first is used.", what, image.n_frames)  # type: ignore[attr-defined]
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() >= 0 and values.max() <= 65535:
+            return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UndecodableImageError(f"The {what} has pixels of 32 bits: save it with 8 or 16 bits a channel.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def one_line(error: BaseException) -> str:

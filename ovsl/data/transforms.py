@@ -67,6 +67,11 @@ class TrainTransform:
     brightness: float = 0.0
     category_max_ratio: float | None = None
 
+    def __post_init__(self) -> None:
+        sides = self.crop_size if isinstance(self.crop_size, tuple | list) else [self.crop_size]
+        if min(sides) < 1:
+            raise InputError(f"data.train_transform.crop_size is {self.crop_size}: it has to be at least 1 pixel.")
+
     def pipeline(self, ignore_index: int, panoptic: bool = False) -> A.Compose:
         """Build the pipeline: takes `image` and `mask`; seeded per sample by its `set_random_seed`.
 
@@ -119,12 +124,22 @@ class EvaluationTransform:
         stretch: Height and width of a square that every image is brought to instead, whatever its aspect ratio.
         interpolation: How pixels are interpolated, see `resize`; Detectron2 and other code that resizes by Pillow is
             `antialiased`.
+        enlarge: Whether images that are smaller are enlarged.
+        min_size: Smallest side after resizing; where it counts, it changes the aspect ratio.
     """
 
     short_side: int | None = None
     max_size: int | None = None
     interpolation: Interpolation = "bilinear"
+    enlarge: bool = True
+    min_size: int = 1
     stretch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "max_size", "min_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} of an evaluation_transform is {value}: it has to be at least 1 pixel.")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Resize an image, uint8 `(H, W, 3)`."""
@@ -134,7 +149,15 @@ class EvaluationTransform:
         factor = 1.0 if self.short_side is None else self.short_side / min(height, width)
         if self.max_size is not None:
             factor = min(factor, self.max_size / max(height, width))
-        return resize(image, _scaled(image, factor), self.interpolation)
+        if not self.enlarge:
+            factor = min(factor, 1.0)
+        return resize(image, _scaled(image, factor, self.min_size), self.interpolation)
+
+    def __str__(self) -> str:
+        at_most = "" if self.enlarge else "at most "
+        sides = (("short side", at_most, self.short_side), ("long side", "at most ", self.max_size))
+        said = [f"{name} of {limit}{value}" for name, limit, value in sides if value is not None]
+        return f"a {' and a '.join(said)} pixels" if said else "their own size"
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: Interpolation | MaskInterpolation) -> np.ndarray:
@@ -338,7 +361,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         return cv2.LUT(img, np.clip(levels * last, 0, 255).astype(np.uint8)) if last != 1.0 else img
 
 
-def _scaled(image: np.ndarray, factor: float) -> tuple[int, int]:
+def _scaled(image: np.ndarray, factor: float, least: int = 1) -> tuple[int, int]:
     """Height and width times a factor, in whole pixels; halves go up, as in MMCV and detectron2."""
     height, width = image.shape[:2]
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+    return max(least, int(height * factor + 0.5)), max(least, int(width * factor + 0.5))

@@ -25,8 +25,9 @@ class Evaluation:
         return self.datasets[index].update(batch)
 
     def segment(self, index: int, batch: EvaluationBatch) -> list[Segmentation]:
-        """Segment a batch without ground truth, with everything that the method gives."""
-        return self.datasets[index].segmenter(batch["image"], batch["original_size"], True, batch.get("regions"))
+        """Segment a batch of photos; see `Segmenter.photos`."""
+        segmenter = self.datasets[index].segmenter
+        return segmenter.photos(batch["image"], batch["original_size"], batch.get("regions"))
 
     def results(self, header: RunHeader) -> list[EvaluationResult]:
         """Divide the counts of every dataset; see `DatasetEvaluation.result`."""

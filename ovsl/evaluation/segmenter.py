@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -12,11 +13,13 @@ from torch import Tensor
 from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.evaluation.words import Words
-from ovsl.inference import Inference, Prediction, Segmentation, Size, segment
+from ovsl.inference import Inference, Prediction, Segmentation, Size, SlidingWindow, WholeImage, segment
 from ovsl.vocabulary import Vocabulary
 
 _TOO_SMALL = "Kernel size can't be greater than actual input size"
 """What a convolution says of an image that it does not fit into once."""
+PHOTO_PIXELS, PHOTO_VALUES, MASKS = 1 << 21, 1 << 28, 256
+"""Most pixels of the maps of a photo; most values held for them at once; masks that a method may predict."""
 
 
 class Method(Protocol):
@@ -98,6 +101,36 @@ class Segmenter:
                 ) from error
             found.update(zip(members, map(self._in_vocabulary, segmentations), strict=True))
         return [found[index] for index in range(len(images))]
+
+    def photos(
+        self, images: Sequence[Tensor], sizes: Sequence[Size], regions: Sequence[Tensor] | None = None
+    ) -> list[Segmentation]:
+        """Segment photos of any sizes in bounded memory, with panoptic maps where the method predicts masks.
+
+        Maps of a large photo are made at fewer pixels and brought to its size by the nearest one; scores are far
+        coarser than that anyway. For what is scored against labels, call the segmenter itself.
+
+        Args:
+            images: uint8 RGB `(3, H, W)` each.
+            sizes: Size `(H0, W0)` at which each answer is wanted.
+            regions: Region map `(H0, W0)` of each image; passed on to methods that need them.
+
+        Returns:
+            What was found in each image, without instances.
+        """
+        found = self(images, [self._affordable(size) for size in sizes], segments=True, regions=regions)
+        return [segmentation.enlarged(size) for segmentation, size in zip(found, sizes, strict=True)]
+
+    def _affordable(self, size: Size) -> Size:
+        """The largest size of the same shape whose maps are held without harm."""
+        if self.method.predicts_masks:
+            maps = MASKS
+        elif isinstance(self.inference, WholeImage | SlidingWindow):
+            maps = 1  # classes go through in chunks
+        else:
+            maps = self.words.text.num_classes
+        factor = math.sqrt(min(PHOTO_PIXELS, PHOTO_VALUES / maps) / (size[0] * size[1]))
+        return size if factor >= 1 else (max(1, int(size[0] * factor)), max(1, int(size[1] * factor)))
 
     def scores(self, images: Tensor, size: Size | None = None) -> Tensor:
         """Compute the scores whose arg-max are the labels; for export and analyses.

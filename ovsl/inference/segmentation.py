@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ovsl.inference.instance import Instances, instances
 from ovsl.inference.panoptic import PanopticMap, panoptic_maps
 from ovsl.inference.prediction import MaskPrediction
-from ovsl.inference.semantic import Inference, Predict, WholeImage, whole_image_labels
+from ovsl.inference.semantic import Inference, Predict, Size, WholeImage, whole_image_labels
 
 
 @dataclass
@@ -26,6 +27,22 @@ class Segmentation:
     labels: Tensor
     panoptic: PanopticMap | None = None
     instances: Instances | None = None
+
+    def enlarged(self, size: Size) -> Segmentation:
+        """Bring the maps to another size by the nearest pixel, and leave the instances out."""
+        panoptic = self.panoptic and replace(self.panoptic, segment_ids=_nearest(self.panoptic.segment_ids, size))
+        return Segmentation(_nearest(self.labels, size), panoptic)
+
+
+def _nearest(labels: Tensor, size: Size) -> Tensor:
+    """Nearest neighbour for maps of integers, which `interpolate` does not take: the pixel below each centre."""
+    if labels.shape == size:
+        return labels
+    rows, columns = (
+        ((torch.arange(new, device=labels.device) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        for old, new in zip(labels.shape, size, strict=True)
+    )
+    return labels[rows][:, columns]
 
 
 def segment(

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
-from ovsl.data import SegmentationDataModule
+from ovsl.data import EvaluationTransform, SegmentationDataModule
 from ovsl.data.batches import EvaluationBatch, EvaluationTask, TrainingBatch
 from ovsl.data.order import sample_seed
 from ovsl.errors import InputError
@@ -53,7 +53,8 @@ class SegmentationModule(LightningModule, ABC):
     Args:
         clip: The CLIP that gives image features and text embeddings.
         templates: Prompt template set, see `ovsl.vocabulary.load_templates`.
-        synonyms: How the names of one class are merged: `first`, `mean` or `max`.
+        synonyms: How the names of one class are merged: `first`, `mean` or `max`. None takes `first` where a dataset is
+            scored, as the published protocols do, and `max` for words of the user's own (`use_own_words`).
         inference: `WholeImage`, `SlidingWindow` or another of `ovsl.inference`.
         inference_for: Another inference for some evaluation datasets, by their names.
         absent_classes: How mIoU treats classes that the ground truth of a dataset lacks, see
@@ -76,6 +77,10 @@ class SegmentationModule(LightningModule, ABC):
     needs_regions: bool = False
     """Whether `forward` takes region maps, integers `(B, H, W)`, as its third argument."""
 
+    photo_transform: ClassVar[EvaluationTransform] = EvaluationTransform(512, 2048, enlarge=False, min_size=64)
+    """Size at which photos go through the network unless the user says another: that of the published tests, where it
+    does not enlarge them. Photos that are tiny or all but a line are brought to something that every network takes."""
+
     image_tower: ClassVar[ImageTowerUse] = "frozen"
     """What the method does with the image tower of the CLIP, see `ovsl.clip.CLIPSettings.build`."""
 
@@ -83,7 +88,7 @@ class SegmentationModule(LightningModule, ABC):
         self,
         clip: CLIPSettings = CLIPSettings(),
         templates: str = "imagenet_80",
-        synonyms: SynonymRule = "first",
+        synonyms: SynonymRule | None = None,
         inference: Inference = WholeImage(),
         inference_for: dict[str, Inference] | None = None,
         absent_classes: AbsentClasses = "skip",
@@ -97,7 +102,8 @@ class SegmentationModule(LightningModule, ABC):
         self.clip = clip.build(self.image_tower)
         self.clip.freeze(train_clip)
         self.templates = templates
-        self.synonyms = synonyms
+        self.synonyms: SynonymRule = synonyms or "first"
+        self._synonyms_given = synonyms is not None
         self.inference = inference
         self.inference_for = inference_for or {}
         self.absent_classes = absent_classes
@@ -173,6 +179,18 @@ class SegmentationModule(LightningModule, ABC):
         """What tables and pictures call the method: its class, unless one class stands for several."""
         return type(self).__name__
 
+    @property
+    def title(self) -> str:
+        """What tables and pictures call the method: a CLIP that knows no word shows in every one of them."""
+        name = self.method_name
+        return name if self.clip.pretrained else f"{name} (random CLIP)"
+
+    def use_own_words(self) -> None:
+        """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""
+        if not self._synonyms_given:
+            self.synonyms = "max"
+            self.__dict__.pop("text_classifier", None)
+
     # What a method may use ---------------------------------------------------------------------------------------
 
     @cached_property
@@ -225,6 +243,9 @@ class SegmentationModule(LightningModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Take the training vocabulary from the data in `fit`; evaluation gets it from the checkpoint."""
+        if stage == "predict":
+            self.use_own_words()
+            self.data.use_photo_transform(self.photo_transform)
         if stage != "fit":
             return
         if self.initial_checkpoint is not None:
@@ -304,7 +325,7 @@ class SegmentationModule(LightningModule, ABC):
         self._finish_evaluation("test", "test")
 
     def _finish_evaluation(self, stage: str, prefix: str) -> None:
-        header = RunHeader(Path(self.trainer.default_root_dir).name, self.method_name, stage, self.trained_steps)
+        header = RunHeader(Path(self.trainer.default_root_dir).name, self.title, stage, self.trained_steps)
         self.evaluation_results = self.evaluation.results(header)
         # The trainer takes a figure of this name for the step of all: without it, points lie where the loop stands.
         self.log("step", float(self.trained_steps))
@@ -337,5 +358,13 @@ class SegmentationModule(LightningModule, ABC):
         checkpoint["ovsl"] = self.record().to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not belong to this module; see `CheckpointRecord.check`."""
-        self.take_record(check_checkpoint(self, checkpoint))
+        """Refuse a checkpoint that does not belong to this module (see `CheckpointRecord.check`) or to its data."""
+        record = check_checkpoint(self, checkpoint)
+        ours, theirs = self.training_vocabulary, record.training_vocabulary
+        if ours is not None and theirs is not None and (ours.classes, ours.seen) != (theirs.classes, theirs.seen):
+            raise InputError(
+                f"The checkpoint was trained on {len(theirs)} classes of {theirs.name!r}, but the data has other ones, "
+                f"or another split ({len(ours)} classes of {ours.name!r}); give back the vocabulary of the run, or "
+                "start a new one from these weights (--model.initial_checkpoint)."
+            )
+        self.take_record(record)

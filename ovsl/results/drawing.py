@@ -147,8 +147,17 @@ def _column(picture: Picture, column: str, vocabulary: Vocabulary) -> np.ndarray
     return None if segments is None else colorize_segments(segments, vocabulary)
 
 
-def draw_overlay(picture: Picture, vocabulary: Vocabulary) -> np.ndarray:
-    """A prediction over its photo, with a legend of the classes found, largest share first: RGB uint8."""
+def draw_overlay(picture: Picture, vocabulary: Vocabulary, title: str = "") -> np.ndarray:
+    """Draw a prediction over its photo, with a legend of the classes found, largest share first.
+
+    Args:
+        picture: A photo of any size, the picture being about 1000 pixels wide.
+        vocabulary: The classes.
+        title: Stands above the legend: who predicted.
+
+    Returns:
+        RGB, uint8 `(H, W, 3)`.
+    """
     height, width = picture.image.shape[:2]
     counts = np.bincount(picture.prediction.ravel(), minlength=len(vocabulary))
     found = [int(index) for index in np.argsort(-counts, kind="stable") if counts[index]][:30]
@@ -156,12 +165,16 @@ def draw_overlay(picture: Picture, vocabulary: Vocabulary) -> np.ndarray:
     for patch, index in zip(patches, found, strict=True):
         patch.set_label(f"{patch.get_label()}  {100 * counts[index] / counts.sum():.1f} %")
     inches = 6.4
-    figure = Figure((inches + 2.6, max(inches * height / width, 0.25 * len(found) + 0.4)))
+    # All but a line, upright or lying, is drawn within bounds.
+    figure = Figure((inches + 2.6, min(max(inches * height / width, 0.25 * len(found) + 0.8), 20.0)))
     edge = inches / (inches + 2.6)
     axis = figure.add_axes((0, 0, edge, 1))
-    axis.imshow(overlay(picture.image, picture.prediction, vocabulary))
+    step = max(1, max(height, width) // 1400)  # more pixels than are drawn would cost memory only
+    axis.imshow(overlay(picture.image[::step, ::step], picture.prediction[::step, ::step], vocabulary))
     axis.set_axis_off()
-    figure.legend(handles=patches, loc="center left", bbox_to_anchor=(edge, 0.5), fontsize=9, frameon=False)
+    figure.legend(
+        handles=patches, loc="center left", bbox_to_anchor=(edge, 0.5), fontsize=9, frameon=False, title=title
+    )
     return _rasterize(figure, dpi=110)
 
 

@@ -122,7 +122,7 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
         **({"absent classes": lambda result: result.absent_classes} if show_convention else {}),
         "images": lambda result: str(result.images),
     }
-    figures = [name for name in FIGURES if name not in _OPTIONAL or any(name in each.metrics for each in results)]
+    figures = figure_names(results)
     quoted = [name for name in FIGURES if any(name in each.published for each in results)]
     header = [*labels, *(FIGURES[name] for name in figures), *(f"{FIGURES[name]} published" for name in quoted)]
     rows = [
@@ -135,13 +135,23 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
     ]
     if style == "csv":
         return _csv(header, rows)
-    notes = [_CONVENTIONS.get(name, name) for name in conventions]
+    notes = [note_of(name) for name in conventions]
     if style == "text":
         return _text(header, rows, len(labels) - 1, notes)
     best = _best(results, rows, len(labels), len(figures))
     if style == "markdown":
         return _markdown(header, rows, best, len(labels) - 1, notes)
     return _latex(header, rows, best, len(labels) - 1, notes)
+
+
+def figure_names(results: Sequence[EvaluationResult]) -> list[str]:
+    """Names of the figures that a table of these results has columns for."""
+    return [name for name in FIGURES if name not in _OPTIONAL or any(name in each.metrics for each in results)]
+
+
+def note_of(absent_classes: str) -> str:
+    """Say how means treat classes without ground truth."""
+    return _CONVENTIONS.get(absent_classes, absent_classes)
 
 
 def percent(value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import sys
@@ -125,6 +126,21 @@ class RunDirectory:
                     "choose another --run_dir, or go on with the run's own settings."
                 )
 
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            InputError: It cannot be made, or cannot be written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"The run directory '{self.path}' cannot be made ({error.strerror}); choose another --run_dir."
+            ) from error
+        if not os.access(self.path, os.W_OK):
+            raise InputError(f"The run directory '{self.path}' cannot be written to; choose another --run_dir.")
+
     def check_same_data(self, source: Fingerprinted) -> None:
         """Refuse to go on with other training data than the run began with.
 
@@ -221,6 +237,7 @@ class RunDirectory:
 
     def record_evaluation(self, verb: str, config: dict[str, Any]) -> None:
         """Write the configuration of a `validate`, `test` or `predict` beside that of the run."""
+        self.create()
         write_text(self.path / f"config.{verb}.yaml", yaml.safe_dump(config, sort_keys=False))
 
 

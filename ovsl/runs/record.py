@@ -38,6 +38,9 @@ class CLIPIdentity:
     pretrained: str | None
     sha256: str
 
+    def __str__(self) -> str:
+        return f"{self.model!r} ({self.pretrained or 'random weights'})"
+
 
 @dataclass(frozen=True)
 class CheckpointRecord:
@@ -73,6 +76,12 @@ class CheckpointRecord:
             words, settings = record["training_vocabulary"], record["settings"]
             if not isinstance(settings, dict | None) or not isinstance(checkpoint["state_dict"], Mapping):
                 raise TypeError("entries of another type")
+            chosen = ((settings or {}).get("init_args") or {}).get("clip")
+            named = chosen and (chosen.get("pretrained") is not None or chosen.get("config") is not None)
+            if settings and chosen and not named and not record["clip"]["pretrained"]:
+                # Random weights did not have to be asked for by name before 0.2.
+                chosen = {**chosen, "pretrained": "random"}
+                settings = {**settings, "init_args": {**settings["init_args"], "clip": chosen}}
             return cls(
                 method=str(record["method"]),
                 settings=settings,
@@ -124,9 +133,14 @@ class CheckpointRecord:
                 "configuration, or another checkpoint."
             )
         if self.clip.sha256 != own.clip.sha256:
+            if self.clip.pretrained is None and own.clip.pretrained is None and self.clip.model == own.clip.model:
+                raise InputError(
+                    f"The checkpoint was trained on a random CLIP {self.clip.model!r} of another seed or `config`: "
+                    "give the seed_everything and the model.clip of its run, or all of its config.yaml."
+                )
             raise InputError(
-                f"The checkpoint was trained on CLIP {self.clip.model!r} ({self.clip.pretrained}), but "
-                f"{own.clip.model!r} ({own.clip.pretrained}) with other weights is loaded; set model.clip to match."
+                f"The checkpoint was trained on CLIP {self.clip}, but {own.clip} with other weights is loaded; set "
+                "model.clip to match."
             )
         missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
         wrong = sorted(key for key in expected.keys() & found.keys() if expected[key].shape != found[key].shape)

@@ -16,16 +16,18 @@ from typing import Any
 
 import lightning
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ovsl.methods
 from ovsl.clip.split_attention import pack_attention
+from ovsl.data.sources import one_line
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs.record import save_checkpoint_file
 from ovsl.tools.models import build_model, forget_clip_weights, model_parser, model_settings
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 DESCRIPTION = """Turn a checkpoint of an official release into one that `ovsl validate|test|predict --ckpt_path` takes.
 
@@ -76,14 +78,25 @@ def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"There is no file {str(path)!r} to convert.")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path} cannot be read ({one_line(error)}): it may be cut short.") from error
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not (start == b"PK" or start[:1] == b"\x80"):
+        raise InputError(f"{path} is no checkpoint: neither PyTorch's (.pth, .pt, .ckpt) nor .safetensors.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=not trust)
     except UnpicklingError as error:
+        if trust:
+            raise InputError(f"{path} cannot be read as a checkpoint ({one_line(error)}).") from error
         raise InputError(
             f"{path} holds Python objects besides tensors, which can run code when loaded; if you trust its source, "
             "add --trust."
         ) from error
+    except Exception as error:  # zip and pickle raise a dozen unrelated types on a broken file
+        raise InputError(f"{path} cannot be read ({one_line(error)}): it may be cut short.") from error
     for key in ("state_dict", "model_state_dict", "model"):
         content = content.get(key, content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not content:
@@ -98,7 +111,9 @@ def main(args: Sequence[str] | None = None) -> Path:
     parser.add_argument("method", type=str, help=f"One of: {', '.join(methods)}.")
     parser.add_argument("file", type=Path, help="The official checkpoint.")
     parser.add_argument("out", type=Path, help="The checkpoint to write.")
-    parser.add_argument("--vocabulary", type=str | None, default=None, help="What the release was trained on.")
+    parser.add_argument(
+        "--vocabulary", type=list[str] | str | None, default=None, help="Classes that the release was trained on."
+    )
     parser.add_argument("--split", type=str | None, default=None, help="Zero-shot split of that vocabulary.")
     flag: dict[str, Any] = {"type": bool, "nargs": "?", "const": True, "default": False}
     parser.add_argument("--trust", help="Unpickle Python objects of the file, which can run code.", **flag)
@@ -107,7 +122,7 @@ def main(args: Sequence[str] | None = None) -> Path:
         help="Take the CLIP weights from the release, where it holds them, and write them beside OUT.",
         **flag,
     )
-    config = parser.parse_args(args)
+    config = parser.parse_args(None if args is None else list(args))
     if config.method not in methods:
         raise InputError(f"There is no official release of {config.method!r} to convert; known: {', '.join(methods)}.")
     out: Path = config.out
@@ -126,7 +141,7 @@ def main(args: Sequence[str] | None = None) -> Path:
         forget_clip_weights(config)
         clip.quick_gelu = quick_gelu
     settings = model_settings(parser, config)
-    vocabulary = None if vocabulary_name is None else Vocabulary.load(vocabulary_name, split=split)
+    vocabulary = None if vocabulary_name is None else as_vocabulary(vocabulary_name, split)
     module = build_model(parser, config)
     if not isinstance(module, methods[config.method]):
         raise InputError(f"The configuration is for {type(module).__name__}, not for {config.method!r}.")

@@ -20,7 +20,7 @@ from ovsl.evaluation import Segmenter
 from ovsl.inference import WholeImage
 from ovsl.methods.base import SegmentationModule
 from ovsl.tools.models import model_parser, trained_model
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 DESCRIPTION = """Write a trained method with a fixed vocabulary as one ONNX file, for devices without PyTorch.
 
@@ -148,7 +148,7 @@ def main(args: Sequence[str] | None = None) -> Path:
         "--vocabulary",
         type=list[str] | str | None,
         default=None,
-        help="Words, or the name of a shipped vocabulary; default: what the checkpoint was trained on.",
+        help="Words, a vocabulary file, or a shipped name; default: what the checkpoint was trained on.",
     )
     parser.add_argument("--size", type=int | tuple[int, int], default=512, help="Side, or height and width.")
     parser.add_argument("--output", type=Output, default="labels", help="What the file gives.")
@@ -166,10 +166,9 @@ def main(args: Sequence[str] | None = None) -> Path:
 
 
 def _vocabulary(words: list[str] | str | None, module: SegmentationModule) -> Vocabulary:
-    if isinstance(words, list):
-        return Vocabulary.from_words(words)
     if words is not None:
-        return Vocabulary.load(words)
+        module.use_own_words()
+        return as_vocabulary(words)
     if module.training_vocabulary is None:
         raise InputError("The checkpoint does not say what it was trained on; give --vocabulary.")
     return module.training_vocabulary

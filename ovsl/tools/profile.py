@@ -232,7 +232,7 @@ def main(args: Sequence[str] | None = None) -> Profile:
         const=True,
         help="Do without the pretrained weights of the CLIP; costs and sizes do not depend on them.",
     )
-    config = parser.parse_args(args)
+    config = parser.parse_args(None if args is None else list(args))
     if config.random_weights:
         forget_clip_weights(config)
     options = {key: config[key] for key in ("size", "classes", "batch_size", "repeats", "device")}

@@ -9,15 +9,17 @@ from typing import Literal
 
 from ovsl.errors import InputError
 from ovsl.results.chart import draw_per_class_chart
+from ovsl.results.page import results_page, run_pictures
 from ovsl.results.result import EvaluationResult
 from ovsl.results.tables import TableStyle, average_over_seeds, format_table
+from ovsl.runs.files import write_text
 
 
 def main(args: Sequence[str]) -> None:
     """``ovsl report RUN_DIR... [--format text] [--output FILE] [--chart FILE.png] [--stage test]``."""
-    from jsonargparse import ArgumentParser
+    from ovsl.parsing import Parser
 
-    parser = ArgumentParser(prog="ovsl report", description="Print one table of all results below the directories.")
+    parser = Parser(prog="ovsl report", description="Print one table of all results below the directories.")
     # From its signature alone, jsonargparse would want a list in brackets here.
     parser.add_argument("run_dirs", nargs="+", type=Path, help="Directories of runs, searched at any depth.")
     parser.add_function_arguments(report, skip={"run_dirs"}, as_group=False)
@@ -29,6 +31,7 @@ def report(
     format: TableStyle = "text",
     output: Path | None = None,
     chart: Path | None = None,
+    html: Path | None = None,
     stage: Literal["test", "validate"] | None = None,
     average_seeds: bool = False,
 ) -> None:
@@ -39,13 +42,16 @@ def report(
         format: Style of the table: `text`, `markdown`, `csv` or `latex` (with the booktabs package).
         output: File that the table is written to, instead of the terminal.
         chart: PNG file for a bar chart of the IoU of every class.
+        html: Folder for a page `index.html` with the table, the IoU of every class and the pictures of the runs, in
+            one file that needs no other.
         stage: Only the results of `ovsl test` or of `ovsl validate`; by default both.
         average_seeds: One row, mean and standard deviation, for runs whose names differ only in `-seed<number>`.
 
     Raises:
         InputError: If a directory does not exist or holds no results, or a result file cannot be read.
     """
-    results = collect(run_dirs, stage)
+    found = collect_files(run_dirs, stage)
+    results = _sorted(found.values())
     if average_seeds:
         results = average_over_seeds(results)
     table = format_table(results, format)
@@ -58,9 +64,20 @@ def report(
     if chart is not None:
         draw_per_class_chart(results, chart)
         print(f"chart written to {chart}")
+    if html is not None:
+        write_text(html / "index.html", results_page(results, run_pictures(found)))
+        print(f"page written to {html / 'index.html'}")
 
 
 def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationResult]:
+    """Reads every `results/*.json` below the given directories, sorted by dataset, stage, method, run and step.
+
+    See `collect_files`.
+    """
+    return _sorted(collect_files(paths, stage).values())
+
+
+def collect_files(paths: Iterable[Path], stage: str | None = None) -> dict[Path, EvaluationResult]:
     """Reads every `results/*.json` below the given directories.
 
     Args:
@@ -68,8 +85,8 @@ def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationR
         stage: Only results of this stage, `test` or `validate`.
 
     Returns:
-        The results, sorted by dataset, stage, method and run; a file found by two paths counts once. A run without a
-        name gets that of its directory.
+        The results by their files; a file found by two paths counts once. A run without a name gets that of its
+        directory.
 
     Raises:
         InputError: If a directory does not exist or holds no results, or a file cannot be read.
@@ -91,7 +108,11 @@ def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationR
             verbs = f"`ovsl {stage}`" if stage else "`ovsl test` or `ovsl validate`"
             raise InputError(f"'{path}' holds no {f'{stage} ' if stage else ''}results: make them with {verbs}.")
         results |= found
-    return sorted(results.values(), key=lambda each: (each.dataset, each.stage, each.method, each.run, each.step))
+    return results
+
+
+def _sorted(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
+    return sorted(results, key=lambda each: (each.dataset, each.stage, each.method, each.run, each.step))
 
 
 def _run_name(run_dir: Path, searched: Path) -> str:

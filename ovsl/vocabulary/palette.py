@@ -38,7 +38,7 @@ def generate_palette(num_colors: int) -> tuple[tuple[int, int, int], ...]:
     appended. Very dark and very light colours are left out, since they vanish in overlays and legends.
 
     Args:
-        num_colors: How many distinct colours, at most about 3000.
+        num_colors: How many; beyond about 3000, colours repeat.
 
     Returns:
         RGB triples, each value in 0..255.
@@ -48,15 +48,13 @@ def generate_palette(num_colors: int) -> tuple[tuple[int, int, int], ...]:
     coordinates = _oklab(candidates)
     usable = (coordinates[:, 0] > 0.4) & (coordinates[:, 0] < 0.92)
     candidates, coordinates = candidates[usable], coordinates[usable]
-    if num_colors > len(candidates):
-        raise ValueError(f"a palette has at most {len(candidates)} distinct colours; {num_colors} were asked for")
 
     chosen = int(np.abs(candidates - np.array(_FIRST)).sum(axis=1).argmin())
     nearest = np.full(len(candidates), np.inf)
     colors: list[tuple[int, int, int]] = []
-    for _ in range(num_colors):
+    for _ in range(min(num_colors, len(candidates))):
         red, green, blue = candidates[chosen].tolist()
         colors.append((red, green, blue))
         nearest = np.minimum(nearest, ((coordinates - coordinates[chosen]) ** 2).sum(axis=1))
         chosen = int(nearest.argmax())
-    return tuple(colors)
+    return tuple(colors[index % len(colors)] for index in range(num_colors))

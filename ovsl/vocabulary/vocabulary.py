@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib import resources
@@ -124,7 +124,7 @@ class Vocabulary:
             seen=seen,
             things=tuple(bool(entry["is_thing"]) for entry in classes) if has_things else None,
             palette=_colors(entry["color"] for entry in classes) if has_colors else generate_palette(len(classes)),
-            ignore_index=_default_ignore_index(len(classes)),
+            ignore_index=default_ignore_index(len(classes)),
         )
 
     @classmethod
@@ -157,7 +157,7 @@ class Vocabulary:
             seen=None,
             things=None,
             palette=generate_palette(len(synonyms)),
-            ignore_index=_default_ignore_index(len(synonyms)),
+            ignore_index=default_ignore_index(len(synonyms)),
         )
 
     @classmethod
@@ -216,6 +216,14 @@ class Vocabulary:
     def _names(self, index: int, own_name: bool) -> tuple[str, ...]:
         return (self.classes[index], *self.synonyms[index]) if own_name else self.synonyms[index]
 
+    def with_unseen(self, unseen: Collection[int]) -> Vocabulary:
+        """Mark classes as unseen, and all others as seen.
+
+        Args:
+            unseen: Their indices.
+        """
+        return replace(self, seen=tuple(index not in unseen for index in range(len(self))))
+
     # ---- parts
 
     def index(self, name: str) -> int:
@@ -273,8 +281,8 @@ def _either(words: Sequence[str]) -> str:
     return " or ".join(f"'{word}'" for word in words)
 
 
-def _default_ignore_index(num_classes: int) -> int:
-    # Masks are stored with 8 bits as long as the classes and one ignore value fit.
+def default_ignore_index(num_classes: int) -> int:
+    """Label of pixels that do not count: masks have 8 bits as long as the classes and one such value fit."""
     return 255 if num_classes <= 254 else 65535
 
 

@@ -207,11 +207,32 @@ def test_weights_file_is_loaded(tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "pretrained", "message"),
-    [("ViT-B-17", None, "Unknown CLIP model 'ViT-B-17'"), ("ViT-B-16", "opanai", "tags: openai")],
+    [
+        ("ViT-B-17", None, "Unknown CLIP model 'ViT-B-17', did you mean 'ViT-B-1"),
+        ("ViT-B-16", "opanai", "tags: openai"),
+        ("ViT-B-16", None, "one of openai, .*, random"),
+    ],
 )
 def test_unknown_names_say_what_there_is(model, pretrained, message):
     with pytest.raises(InputError, match=message):
         build_clip(model, pretrained)
+
+
+def test_a_random_clip_is_asked_for_by_name(monkeypatch):
+    monkeypatch.setattr(open_clip, "get_model_config", lambda name: dict(TINY_CLIP))
+    with pytest.raises(InputError, match="has no weights"):
+        build_clip("ViT-B-16")
+    assert build_clip("ViT-B-16", "random").pretrained is None
+    monkeypatch.undo()
+    # A network of one's own has no released weights that could have been meant.
+    assert build_clip("mine", config=TINY_CLIP).pretrained is None
+    assert build_clip("mine", "random", config=TINY_CLIP).pretrained is None
+
+
+@pytest.mark.parametrize("model", ["ViT-B-16", "toy_vit"])
+def test_a_released_clip_has_no_configuration_of_ones_own(model):
+    with pytest.raises(InputError, match="leave `config` out"):
+        build_clip(model, "openai", config=TINY_CLIP)
 
 
 def test_unreachable_weights_are_one_clear_error(monkeypatch):

@@ -345,7 +345,7 @@ def test_impossible_settings_are_named() -> None:
 )
 def test_published_sizes(name: str, total: int, trainable: int, tensors: int, giga: dict[int | str, float]) -> None:
     with torch.device("meta"), torch.no_grad():
-        module = CATSeg(CLIPSettings(name, quick_gelu=True), PUBLISHED[name]).eval()
+        module = CATSeg(CLIPSettings(name, "random", quick_gelu=True), PUBLISHED[name]).eval()
         assert sum(p.numel() for p in module.parameters()) == total
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == trainable
         assert len(list(module.parameters())) == tensors - 2  # without the mask buffers

@@ -243,7 +243,7 @@ def test_sizes_are_the_published_ones(channels: tuple[int, ...], dimension: int,
 
 def test_the_published_model_is_the_default() -> None:
     with torch.device("meta"):
-        module = FCCLIP(clip=CLIPSettings("convnext_large_d_320"))
+        module = FCCLIP(clip=CLIPSettings("convnext_large_d_320", "random"))
     assert sum(parameter.numel() for parameter in module.parameters()) == 372_494_210
     assert sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad) == 20_721_601
 

@@ -58,7 +58,7 @@ def test_sizes_are_the_published_ones_less_what_no_output_depends_on(
     clip: str, backbone: str, published: int, width: int
 ) -> None:
     with torch.device("meta"):
-        module = LSeg(clip=CLIPSettings(clip, quick_gelu=True), backbone=backbone)
+        module = LSeg(clip=CLIPSettings(clip, "random", quick_gelu=True), backbone=backbone)
     norm_and_classifier = 2 * width + (width + 1) * 1000
     unused_unit = 2 * 256 * 256 * 9 + 4 * 256
     assert (

@@ -178,7 +178,7 @@ def test_impossible_sizes_are_named(options, named):
 def test_published_sizes(name, trainable, total, giga_macs):
     sizes, clip_scale = PUBLISHED[name]
     with torch.device("meta"), torch.no_grad():
-        module = SAN(CLIPSettings(name, quick_gelu=True), sizes, clip_scale, recognition="literal").eval()
+        module = SAN(CLIPSettings(name, "random", quick_gelu=True), sizes, clip_scale, recognition="literal").eval()
         no_words = torch.empty(0, module.clip.embedding_dimension)
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == trainable
         assert sum(p.numel() for p in module.parameters()) == total
@@ -199,7 +199,7 @@ def test_sizes_of_the_other_widths(side_width):
     published = {144: (4_206_290, 5_058_770), 192: (6_067_394, 6_969_026), 288: (11_116_706, 12_116_642)}
     for (name, (sizes, _)), count in zip(PUBLISHED.items(), published[side_width], strict=True):
         with torch.device("meta"):
-            module = SAN(CLIPSettings(name, quick_gelu=True), replace(sizes, width=side_width))
+            module = SAN(CLIPSettings(name, "random", quick_gelu=True), replace(sizes, width=side_width))
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == count
 
 
@@ -235,7 +235,7 @@ def official_names(module):
 @pytest.mark.parametrize(("name", "count"), [("ViT-B-16", 442), ("ViT-L-14-336", 586)])
 def test_released_files_map_onto_the_published_models(name, count):
     with torch.device("meta"):
-        module = SAN(CLIPSettings(name, quick_gelu=True), PUBLISHED[name][0])
+        module = SAN(CLIPSettings(name, "random", quick_gelu=True), PUBLISHED[name][0])
         official = official_names(module)
     assert len(official) == count
     convert(official, module)  # every name and shape fits
@@ -274,7 +274,7 @@ def test_convert_refuses_what_does_not_fit(module):
 def test_settings_of_the_released_files_are_read_off_their_tensors():
     for name, (sizes, clip_scale) in PUBLISHED.items():
         with torch.device("meta"):
-            official = official_names(SAN(CLIPSettings(name, quick_gelu=True), sizes))
+            official = official_names(SAN(CLIPSettings(name, "random", quick_gelu=True), sizes))
         found = settings(official)
         assert found["init_args"]["clip"] == {"model": name, "pretrained": "openai"}
         assert SANSizes(**found["init_args"]["sizes"]) == sizes

@@ -67,7 +67,7 @@ def test_training_changes_prompts_and_decoder_and_leaves_the_clip_bit_identical(
 )
 def test_published_parameter_counts(num_prompts: int, trainable: int, with_gradient: int) -> None:
     with torch.device("meta"):
-        module = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), sizes=ZegCLIPSizes(num_prompts))
+        module = ZegCLIP(clip=CLIPSettings("ViT-B-16", "random", quick_gelu=True), sizes=ZegCLIPSizes(num_prompts))
     sizes = {name: p.numel() for name, p in module.named_parameters() if p.requires_grad}
     assert sum(sizes.values()) == trainable
     assert trainable - sum(sizes[name] for name in module._ddp_params_and_buffers_to_ignore) == with_gradient

@@ -194,5 +194,7 @@ def test_an_image_smaller_than_a_patch_is_one_sentence(
     Image.new("RGB", (3, 50)).save(tmp_path / "slim.png")
     (tmp_path / "clip.yaml").write_text(yaml.safe_dump({"model": yaml.safe_load(small.read_text())["model"]}))
     command = ["predict", "--model", "MaskCLIP", "-c", str(tmp_path / "clip.yaml"), "--run_dir", str(tmp_path / "run")]
+    # Photos are enlarged to the method's own size unless another one is asked for.
+    command += ["--data.evaluation_transform.short_side", "3"]
     assert main([*command, "--data.images", str(tmp_path / "slim.png"), "--data.vocabulary", '["road", "sky"]']) == 2
     assert "3x50 pixels is smaller than one patch" in capsys.readouterr().err

@@ -21,7 +21,9 @@ def random_segmenter(model: SegmentationModule, num_classes: int) -> Segmenter:
 @pytest.mark.parametrize(("num_prompts", "classes", "published"), [(10, 20, 110.4), (100, 171, 123.9)])
 def test_published_multiply_adds_of_zegclip(num_prompts: int, classes: int, published: float) -> None:
     with torch.device("meta"):
-        model = ZegCLIP(clip=CLIPSettings("ViT-B-16", quick_gelu=True), sizes=ZegCLIPSizes(num_prompts)).eval()
+        model = ZegCLIP(
+            clip=CLIPSettings("ViT-B-16", "random", quick_gelu=True), sizes=ZegCLIPSizes(num_prompts)
+        ).eval()
         images = torch.empty(1, 3, 512, 512, dtype=torch.uint8)
     segmenter = random_segmenter(model, classes)
     found = tool.count_multiply_adds(lambda: tool.scores_at_original_size(segmenter, images))
@@ -33,7 +35,7 @@ def test_multiply_adds_of_san_are_those_of_its_network(
     recognition: Literal["literal", "shared"], published: float
 ) -> None:
     with torch.device("meta"):
-        model = SAN(clip=CLIPSettings("ViT-B-16", quick_gelu=True), recognition=recognition).eval()
+        model = SAN(clip=CLIPSettings("ViT-B-16", "random", quick_gelu=True), recognition=recognition).eval()
         images = torch.empty(1, 3, 640, 640, dtype=torch.uint8)
         text = random_segmenter(model, 171).words.text
         with torch.no_grad():
@@ -44,9 +46,9 @@ def test_multiply_adds_of_san_are_those_of_its_network(
 @pytest.mark.parametrize(
     ("size", "clip", "published"),
     [
-        ((1024, 1024), CLIPSettings("convnext_large_d_320"), 967.6),
-        ((800, 1216), CLIPSettings("convnext_large_d_320"), 898.1),
-        ((1024, 1024), CLIPSettings("RN50", quick_gelu=True), 364.1),
+        ((1024, 1024), CLIPSettings("convnext_large_d_320", "random"), 967.6),
+        ((800, 1216), CLIPSettings("convnext_large_d_320", "random"), 898.1),
+        ((1024, 1024), CLIPSettings("RN50", "random", quick_gelu=True), 364.1),
     ],
 )
 def test_multiply_adds_of_fc_clip_are_those_of_the_release(

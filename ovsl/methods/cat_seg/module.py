@@ -42,7 +42,7 @@ class CATSeg(SegmentationModule):
         clip: The CLIP; its image tower has to be a vision transformer with a class token.
         sizes: Sizes of the network.
         templates: Prompt template set.
-        synonyms: How the names of a class are merged.
+        synonyms: See `SegmentationModule`; published with the first name of a class.
         class_names: For some vocabularies, by their names, what is shown to CLIP in place of class names: the name of
             a shipped set, or class -> name. Where a class has a list of names, each is a class of its own until
             labels are found. All others show what stands before the first comma of a name.
@@ -64,7 +64,7 @@ class CATSeg(SegmentationModule):
         clip: CLIPSettings = CLIPSettings(),
         sizes: CATSegSizes = CATSegSizes(),
         templates: str = "cat_seg",
-        synonyms: SynonymRule = "first",
+        synonyms: SynonymRule | None = None,
         class_names: dict[str, Any] | None = None,
         clip_rate: float = 0.01,
         class_chunk_size: int = 32,

@@ -139,6 +139,9 @@ class DenseCLIP(ClosedSetModule):
         self.average: Average = average
         self.backbone_rate = backbone_rate
 
+    def use_own_words(self) -> None:
+        """Learned contexts stand around one name of a class, the first."""
+
     def text_encoder(self) -> TextEncoder:
         """See `SegmentationModule.text_encoder`; with learned contexts in place of templates."""
         if self.contexts is None:

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from ovsl.clip import CLIPSettings, ConvTower, SynonymRule, TextEmbeddings
+from ovsl.data import EvaluationTransform
 from ovsl.data.batches import TrainingBatch
 from ovsl.evaluation import Words
 from ovsl.inference import Inference, MaskPrediction, WholeImage, resize
@@ -61,6 +62,7 @@ class FCCLIP(SegmentationModule):
     """
 
     predicts_masks = True
+    photo_transform = EvaluationTransform(800, 1333, enlarge=False, min_size=64)
 
     def __init__(
         self,

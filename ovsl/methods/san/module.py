@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
+from ovsl.data import EvaluationTransform
 from ovsl.data.batches import TrainingBatch
 from ovsl.inference import Inference, MaskPrediction, WholeImage
 from ovsl.layers import pad_to_multiple
@@ -57,6 +58,7 @@ class SAN(SegmentationModule):
     """
 
     predicts_masks = True
+    photo_transform = EvaluationTransform(640, 2560, enlarge=False, min_size=64)
 
     def __init__(
         self,

@@ -1,0 +1,130 @@
+"""Mistakes end in one sentence that names the nearest thing there is; what needs no torch does without."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ovsl import __version__
+from ovsl.__main__ import main
+from ovsl.errors import InputError, sentence
+from ovsl.tools.convert import read_state_dict
+from tests.conftest import ROOT
+
+FIT = [
+    "fit", "-c", str(ROOT / "configs/methods/patch_text.yaml"), "-c", str(ROOT / "configs/data/toy.yaml"),
+    "--trainer.accelerator", "cpu", "--run_dir", "run",
+]  # fmt: skip
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ovsl: ")]
+    assert len(error) == 1
+    return error[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*FIT, "--model.templatess", "x"], "no option '--model.templatess' of PatchText: did you mean 'templates'?"),
+        ([*FIT, "--model.clip.modell", "x"], "did you mean 'clip.model'?"),
+        ([*FIT, "--trainer.max_stepz", "3"], "no option '--trainer.max_stepz': did you mean 'trainer.max_steps'?"),
+        ([*FIT, "--data.batch_sizes", "3"], "of SegmentationDataModule: did you mean 'batch_size'?"),
+        ([*FIT, "--trainer.callbacks+=EarlyStoping"], "for --trainer.callbacks: did you mean 'EarlyStopping'?"),
+        ([*FIT, "--model.optimizer", "AdamX"], "did you mean 'Adam"),
+        ([*FIT, "--model.optimizer.lr", "fast"], "--model.optimizer.lr cannot be 'fast': float is expected"),
+        ([*FIT, "--data.train.class_path", "ToySorce"], "did you mean 'ToySource'?"),
+        (["fit", "--model", "PatchTxt"], "no 'PatchTxt' for --model: did you mean 'PatchText'?"),
+        (["fit", "--model.help", "DeepLab"], "there are CATSeg, "),
+        ([*FIT, "--data.batch_size", "-4"], "data.batch_size is -4: it has to be at least 1"),
+        ([*FIT, "--data.train_transform.crop_size", "0"], "crop_size is 0: it has to be at least 1"),
+        ([*FIT, "--trainer.logger", "WandbLogger"], "pip install wandb"),
+        (["predict", "--model", "MaskCLIP", "--data.images", "x.jpg"], "needs --data.vocabulary"),
+        ([*FIT, "-c", "here.yamll"], "no configuration file 'here.yamll': did you mean here.yaml?"),
+        ([*FIT, "-c", "here.yaml"], "no option '--model.temprature' of PatchText: did you mean 'temperature'?"),
+        (["report", "--formt", "csv"], "no option '--formt': did you mean 'format'?"),
+        (["fitt"], "no 'ovsl fitt': did you mean 'fit'?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_sentence(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.yaml").write_text("model:\n  init_args:\n    temprature: 3\n")
+    if "wandb" in message:
+        monkeypatch.setitem(sys.modules, "wandb", None)
+    assert main(arguments) == 2
+    assert message in last_line(capsys)
+    assert not Path("run/run.json").exists()
+
+
+def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for run in (tmp_path / "file", tmp_path / "file/run"):
+        assert main([*FIT[:-2], "--run_dir", str(run)]) == 2
+        assert f"run directory '{run}' cannot be made" in last_line(capsys)
+
+
+@pytest.mark.parametrize("nested", ["model.clip.pretrained", "model.clip.config", "data.evaluation.toy.split"])
+def test_null_is_null_in_options_of_classes(nested: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*FIT, "--model.clip.pretrained", "x", f"--{nested}", "null", "--print_config"])
+    printed = capsys.readouterr().out
+    assert "None" not in printed
+    assert ("split: zero_shot" in printed.partition("evaluation:")[2]) == (nested != "data.evaluation.toy.split")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "The disk is full"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), "disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/run"), "'/x/run' cannot be written or read"),
+        (ModuleNotFoundError("No module named 'wandb'", name="wandb"), "pip install wandb"),
+    ],
+)  # fmt: skip
+def test_what_the_machine_lacks_is_one_sentence(error: Exception, message: str) -> None:
+    assert message in (sentence(error) or "")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("x"), ModuleNotFoundError("x", name="ovsl.gone")])
+def test_errors_of_the_program_keep_their_traceback(error: Exception) -> None:
+    assert sentence(error) is None
+
+
+def test_what_is_no_checkpoint_is_not_trusted_either(tmp_path: Path) -> None:
+    for name, content in (("notes.md", b"# notes"), ("empty.pth", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="is no checkpoint"):
+            read_state_dict(tmp_path / name, trust=True)
+    for name, content in (("cut.pth", b"PK\x03\x04 cut short"), ("cut.safetensors", b"\x10")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="cut short"):
+            read_state_dict(tmp_path / name)
+
+
+def test_help_version_typos_and_report_do_without_torch(tmp_path: Path) -> None:
+    program = """
+import json, sys
+from ovsl.__main__ import main
+statuses = [main(args) for args in json.loads(sys.argv[1])]
+heavy = sorted({"torch", "lightning", "numpy", "matplotlib"} & set(sys.modules))
+print(json.dumps([statuses, heavy]))
+"""
+    calls = [["--help"], ["--version"], ["fitt"], ["fit", "-c", "missing.yaml"], ["report", str(tmp_path)], []]
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(calls)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    *printed, last = done.stdout.splitlines()
+    assert json.loads(last) == [[0, 0, 2, 2, 2, 2], []]
+    assert f"ovsl {__version__}" in printed
+    assert "holds no results" in done.stderr

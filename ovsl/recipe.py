@@ -74,7 +74,7 @@ def _data(data: SegmentationDataModule) -> str:
 
 def _augmentation(transform: TrainTransform) -> str:
     steps = " > ".join(type(step).__name__ for step in transform.pipeline(255).transforms)
-    defaults = TrainTransform(crop_size=0)
+    defaults = TrainTransform(crop_size=1)
     changed = (
         f"{field.name} {getattr(transform, field.name)}"
         for field in fields(transform)

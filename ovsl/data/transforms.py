@@ -121,9 +121,9 @@ class EvaluationTransform:
     Args:
         short_side: Length of the short side after resizing. None keeps the size of the image.
         max_size: Largest long side after resizing; the short side gives way.
+        stretch: Height and width of a square that every image is brought to instead, whatever its aspect ratio.
         interpolation: How pixels are interpolated, see `resize`; Detectron2 and other code that resizes by Pillow is
             `antialiased`.
-        stretch: Height and width of a square that every image is brought to instead, whatever its aspect ratio.
         enlarge: Whether images that are smaller are enlarged.
         min_size: Smallest side after resizing; where it counts, it changes the aspect ratio.
     """
@@ -131,9 +131,9 @@ class EvaluationTransform:
     short_side: int | None = None
     max_size: int | None = None
     interpolation: Interpolation = "bilinear"
-    stretch: int | None = None
     enlarge: bool = True
     min_size: int = 1
+    stretch: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("short_side", "max_size", "min_size"):
@@ -361,10 +361,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         return cv2.LUT(img, np.clip(levels * last, 0, 255).astype(np.uint8)) if last != 1.0 else img
 
 
-def _scaled(image: np.ndarray, factor: float, min_size: int = 1) -> tuple[int, int]:
-    """Height and width times a factor, in whole pixels; halves go up, as in MMCV and detectron2.
-
-    No side gets below `min_size`.
-    """
+def _scaled(image: np.ndarray, factor: float, least: int = 1) -> tuple[int, int]:
+    """Height and width times a factor, in whole pixels; halves go up, as in MMCV and detectron2."""
     height, width = image.shape[:2]
-    return max(min_size, int(height * factor + 0.5)), max(min_size, int(width * factor + 0.5))
+    return max(least, int(height * factor + 0.5)), max(least, int(width * factor + 0.5))

@@ -23,7 +23,11 @@ from tests.conftest import ROOT
 from tests.data.shards import png, write_shard
 
 METHODS = sorted((ROOT / "configs/methods").glob("*.yaml"))
-NAMES = sorted(path.relative_to(ROOT / "experiments").as_posix() for path in (ROOT / "experiments").rglob("*.yaml"))
+NAMES = sorted(
+    path.relative_to(ROOT / "experiments").as_posix()
+    for path in (ROOT / "experiments").rglob("*.yaml")
+    if not path.name.startswith("study")  # lists of runs, see tests/suites
+)
 TOY = ["ovsl:data/toy", "ovsl:trainer/debug"]
 QUICK = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 

@@ -80,7 +80,7 @@ def test_null_is_null_in_options_of_classes(nested: str, capsys: pytest.CaptureF
         main([*FIT, "--model.clip.pretrained", "x", f"--{nested}", "null", "--print_config"])
     printed = capsys.readouterr().out
     assert "None" not in printed
-    assert ("split: zero_shot" in printed.partition("evaluation:")[2]) == (nested != "data.evaluation.toy.split")
+    assert ("split: zero_shot" in printed.partition("\n    evaluation:")[2]) == (nested != "data.evaluation.toy.split")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from jsonargparse import lazy_instance
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
@@ -81,7 +82,7 @@ class FCCLIP(SegmentationModule):
         absent_classes: AbsentClasses = "skip",
         inference: Inference = WholeImage(resize_masks_first=True),
         optimizer: OptimizerCallable = lambda groups: torch.optim.AdamW(groups, lr=1e-4, weight_decay=0.05),
-        schedule: Schedule = MultiStepSchedule(milestones=(327_778, 355_092)),
+        schedule: Schedule = lazy_instance(MultiStepSchedule, milestones=(327_778, 355_092)),
         **kwargs: Any,
     ) -> None:
         super().__init__(

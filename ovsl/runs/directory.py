@@ -11,33 +11,19 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import yaml
 
 import ovsl
 from ovsl.errors import InputError
+from ovsl.runs.data import Fingerprinted
 from ovsl.runs.files import write_text
 
 # Settings under which the same run may go on: they change how fast or how long it runs, not what it is.
 NOT_IDENTITY = ("data.num_workers", "data.evaluation", "data.evaluation_batch_size")
 
 Migration = Callable[[Mapping[str, Any]], dict[str, Any]]
-
-
-class Fingerprinted(Protocol):
-    """Data that can say what it is; see `ovsl.data.sources.Source`."""
-
-    name: str
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Say what data this is."""
-        ...
-
-    def pin(self, fingerprint: Mapping[str, Any]) -> None:
-        """Read the data that a fingerprint was taken of."""
-        ...
-
 
 _STEP = re.compile(r"step-(\d+)\.ckpt")
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
+from ovsl.cluster import StopRequest
 from ovsl.errors import StoppedError
 from ovsl.suites.study import Cell
 
 OVSL = (sys.executable, "-m", "ovsl")
+
+POLL = 0.5
+"""Seconds between two looks at whether the study is to stop."""
 
 
 @dataclass(frozen=True)
@@ -50,50 +56,53 @@ def run_cells(
     """
     waiting = [cell for cell in cells if not cell.finished]
     say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already, {len(waiting)} to go.")
-    stopped = Event()
+    stopped, request = Event(), StopRequest()
 
     def run(numbered: tuple[int, Cell]) -> Outcome | None:
         number, cell = numbered
-        if stopped.is_set():
+        if stopped.is_set() or request.signal:
             return None
         say(f"== {number} of {len(waiting)}: {cell.name}")
-        outcome = run_cell(cell, None if logs is None else logs / f"{cell.name}.log")
+        outcome = run_cell(cell, None if logs is None else logs / f"{cell.name}.log", request)
         if outcome.status == StoppedError.status:
             stopped.set()
         elif outcome.status:
             say(f"!! {cell.name} failed with status {outcome.status}{f': {outcome.log}' if outcome.log else ''}")
         return outcome
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with request.listening(), ThreadPoolExecutor(jobs) as pool:
         outcomes = [outcome for outcome in pool.map(run, enumerate(waiting, start=1)) if outcome is not None]
-    if stopped.is_set():
+    if stopped.is_set() or request.signal:
         raise StoppedError("The study was stopped by a signal; the same command goes on.")
     return outcomes
 
 
-def run_cell(cell: Cell, log: Path | None = None) -> Outcome:
+def run_cell(cell: Cell, log: Path | None, request: StopRequest) -> Outcome:
     """Run the commands of one cell until one fails.
 
     Args:
         cell: Which.
-        log: File that takes the output.
+        log: File that takes the output; None for the terminal.
+        request: Of the study to stop, which is handed on.
     """
     if log is None:
-        return Outcome(cell, _first_failure(cell, None))
+        return Outcome(cell, _first_failure(cell, None, request))
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        return Outcome(cell, _first_failure(cell, output.fileno()), log)
+        return Outcome(cell, _first_failure(cell, output.fileno(), request), log)
 
 
-def _first_failure(cell: Cell, output: int | None) -> int:
+def _first_failure(cell: Cell, output: int | None, request: StopRequest) -> int:
     for command in cell.commands():
-        # Ctrl-C reaches the process too, which saves and ends; then there is a status to wait for.
         process = subprocess.Popen([*OVSL, *command], stdout=output, stderr=output)
-        try:
-            status = process.wait()
-        except KeyboardInterrupt:
-            process.wait()
-            return StoppedError.status
-        if status:
-            return status
+        handed_on = False
+        while process.poll() is None:
+            # Ctrl-C reaches the process by itself; a second one would end it before it has saved.
+            if request.signal and not handed_on and request.signal != signal.SIGINT:
+                process.send_signal(request.signal)
+                handed_on = True
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(POLL)
+        if process.returncode:
+            return process.returncode
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -28,8 +29,15 @@ def command(small: Path, run: Path, *more: str) -> list[str]:
 
 def start(small: Path, run: Path, *more: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command(small, run, *more), cwd=ROOT, env=environment, text=True, **pipes)
+    return subprocess.Popen(
+        command(small, run, *more),
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -46,6 +54,20 @@ def test_uneven_processes_stop_at_one_step(rank: int, small: Path, tmp_path: Pat
     output, _ = resumed.communicate(timeout=300)
     assert resumed.returncode == 0, output
     assert "from step 1" in output
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_signal_to_the_whole_group_does_not_take_the_workers_first(small: Path, tmp_path: Path) -> None:
+    slow = ["--trainer.callbacks+=tests.faults.SlowSteps", "--data.num_workers", "2"]
+    process = start(small, tmp_path / "run", *slow, "--checkpoint.every_n_train_steps", "1")
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "run/checkpoints/step-1.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == 75, output
+    assert fit(small, tmp_path / "run", "--data.num_workers", "2") == 0
+    assert fit(small, tmp_path / "whole") == 0
     assert_same_end(tmp_path / "run", tmp_path / "whole")
 
 

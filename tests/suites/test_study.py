@@ -14,11 +14,15 @@ from ovsl.errors import InputError, StoppedError
 from ovsl.suites import Study, execution, run_cells
 
 FAKE = """
-import json, os, pathlib, sys
+import json, os, pathlib, signal, sys, time
 arguments = sys.argv[1:]
 run = pathlib.Path(arguments[arguments.index("--run_dir") + 1])
 with (pathlib.Path(__file__).parent / "commands").open("a") as file:
     file.write(" ".join(arguments[:1]) + " " + run.name + "\\n")
+if (pathlib.Path(__file__).parent / f"signal-{run.name}").exists():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 fail = pathlib.Path(__file__).parent / f"fail-{run.name}"
 if fail.exists():
     sys.exit(int(fail.read_text()))
@@ -76,6 +80,13 @@ def test_a_failure_loses_nothing_and_is_run_again(study: Study, tmp_path: Path) 
 
 def test_a_signal_stops_the_study_too(study: Study, tmp_path: Path) -> None:
     (tmp_path / "fail-one-seed0").write_text("75")
+    with pytest.raises(StoppedError):
+        run_cells(study.cells(), say=lambda line: None)
+    assert (tmp_path / "commands").read_text() == "test free\nfit one-seed0\n"
+
+
+def test_a_signal_to_the_study_is_handed_on(study: Study, tmp_path: Path) -> None:
+    (tmp_path / "signal-one-seed0").write_text("")
     with pytest.raises(StoppedError):
         run_cells(study.cells(), say=lambda line: None)
     assert (tmp_path / "commands").read_text() == "test free\nfit one-seed0\n"

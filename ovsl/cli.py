@@ -162,7 +162,7 @@ class Command(LightningCLI):
             self.trainer.fit(**arguments)
             return
         directory, source = RunDirectory(Path(self.plain["run_dir"])), self.datamodule.train
-        directory.create()
+        rank_zero_only(directory.create)()
         with RunLock(directory.path) if self.trainer.is_global_zero else nullcontext():
             if source is not None and not self.plain["accept_other_data"]:
                 directory.check_same_data(source)

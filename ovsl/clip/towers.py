@@ -7,7 +7,6 @@ and every method built on one speaks the same names.
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from copy import deepcopy
 from difflib import get_close_matches
@@ -15,15 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import open_clip
-import timm
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.timm_model import TimmModel
 from open_clip.tokenizer import SimpleTokenizer
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ovsl.clip.image_tower import ImageTower, open_tower
+from ovsl.clip.networks import build_network
 from ovsl.clip.split_attention import PROJECTIONS, split_attention
 from ovsl.clip.toy import TOY_CLIPS, load_toy_clip
 from ovsl.errors import InputError
@@ -331,35 +328,6 @@ def build_clip(
             problem = str(error).splitlines()[0]
             raise InputError(f"Weights {path!r} do not fit CLIP model {model!r}: {problem}") from error
     return FrozenCLIP(network, model, pretrained, mean, std, image_tower=image_tower)
-
-
-def build_network(config: dict[str, Any]) -> nn.Module:
-    """Build an open_clip model with random weights from its configuration dictionary.
-
-    A `vision_cfg` with `convnext: {depths, dims}` builds that ConvNeXt, which open_clip itself can only do for
-    the sizes that timm has registered under a name.
-    """
-    config = deepcopy(config)
-    convnext = config["vision_cfg"].pop("convnext", None)
-    model_class = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
-    model: nn.Module = model_class(**config)
-    if convnext is not None:
-        model.visual = _convnext_tower(config["embed_dim"], config["vision_cfg"], **convnext)
-    return model
-
-
-def _convnext_tower(
-    embed_dim: int, vision_config: dict[str, Any], depths: Sequence[int], dims: Sequence[int]
-) -> nn.Module:
-    """An open_clip `TimmModel` around a ConvNeXt of any depths and widths, with CLIP's projection head."""
-    tower = TimmModel("convnext_atto", embed_dim, vision_config["image_size"], pool="", proj="none")
-    tower.trunk = timm.create_model("convnext_tiny", num_classes=0, depths=tuple(depths), dims=tuple(dims))
-    if vision_config.get("timm_proj", "mlp") == "mlp":
-        head = Mlp(dims[-1], 2 * embed_dim, embed_dim, bias=(True, False))
-        tower.head = nn.Sequential(OrderedDict(mlp=head))
-    else:
-        tower.head = nn.Sequential(OrderedDict(proj=nn.Linear(dims[-1], embed_dim, bias=False)))
-    return tower
 
 
 def _download(model: str, pretrained: str, tag: dict[str, Any]) -> str:

@@ -1,8 +1,6 @@
 """The data module: sources, vocabularies and transforms put together for every verb of the command."""
 
 import logging
-import re
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from ovsl.data.batches import EvaluationTask
 from ovsl.data.catalogue import Catalogued, as_source
 from ovsl.data.evaluation_set import EvaluationSet
+from ovsl.data.image_files import find_images
 from ovsl.data.order import PositionSampler, SectionSampler
 from ovsl.data.regions import RegionMaps
 from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, as_made, one_thread
@@ -20,8 +19,6 @@ from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary, as_vocabulary
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 class SegmentationDataModule(LightningDataModule):
@@ -317,47 +314,3 @@ class PredictionData(SegmentationDataModule):
         rows = self._rows(ImageFiles(files, ids), self.prediction_vocabulary)
         batches = EvaluationBatches(rows, self.evaluation_transform, False, self.regions)
         return [self._evaluation_loader(batches)]
-
-
-def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
-    """Image files named directly or lying in folders, folders in natural order (``2.jpg`` before ``10.jpg``).
-
-    Args:
-        paths: Files and folders.
-
-    Returns:
-        The files, and for each an id: its path below the given folder without the suffix, made distinct by the
-        suffix or a number where two files would share it.
-
-    Raises:
-        InputError: A path does not exist, or there is no image at all.
-    """
-    found: list[tuple[Path, Path]] = []
-    for path in (Path(p).expanduser() for p in paths):
-        if path.is_dir():
-            files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-            found += [(file, file.relative_to(path)) for file in sorted(files, key=_natural)]
-        elif path.is_file():
-            found.append((path, Path(path.name)))
-        else:
-            raise InputError(f"There is no image file or folder '{path}': check data.images.")
-    if not found:
-        raise InputError(
-            f"No image ({', '.join(sorted(IMAGE_SUFFIXES))}) in '{', '.join(paths)}': "
-            "set data.images to files or folders."
-        )
-    # `classes.json` names the classes of predictions.
-    ids: dict[str, None] = {"classes": None}
-    for _, name in found:
-        id, number = name.with_suffix("").as_posix(), 2
-        if id in ids:
-            id = base = name.as_posix().replace(".", "-")
-            while id in ids:
-                id, number = f"{base}-{number}", number + 1
-        ids[id] = None
-    return [file for file, _ in found], list(ids)[1:]
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key in which digits compare as numbers."""
-    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", path.as_posix())]

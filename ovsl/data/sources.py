@@ -230,8 +230,8 @@ def decode_image(value: Any, what: str, mode: Literal["RGB"] | None = None, upri
             stored pixels.
 
     Raises:
-        UndecodableImageError: Not an image, a broken one, one of more than Pillow's twice `MAX_IMAGE_PIXELS` (179
-            million) pixels, or a photo whose pixels have no meaning in RGB.
+        UndecodableImageError: Not an image, a broken one, one of more than `LARGEST_IMAGE` pixels, or a photo whose
+            pixels have no meaning in RGB.
     """
     encoded = value.get("bytes") if isinstance(value, dict) else value
     try:

@@ -22,7 +22,7 @@ from ovsl.data import (
     ToySource,
     TrainTransform,
 )
-from ovsl.data.datamodule import find_images
+from ovsl.data.image_files import find_images
 from ovsl.errors import InputError
 from tests.data.recorder import Recorder, trainer
 from tests.data.shards import TRAIN, VALIDATION, record, write_shard, write_shards

@@ -75,9 +75,8 @@ def test_published_parameter_counts(clip: str, resolution: int, denseclip: int, 
     for guided, published in ((True, denseclip), (False, baseline)):
         with torch.device("meta"):
             sizes = DenseCLIPSizes(image_size=resolution)
-            module = DenseCLIP(
-                150, CLIPSettings(clip, "random", quick_gelu=True), language_guidance=guided, sizes=sizes
-            )
+            random = CLIPSettings(clip, "random", quick_gelu=True)
+            module = DenseCLIP(150, random, language_guidance=guided, sizes=sizes)
         assert sum(p.numel() for p in module.parameters() if p.requires_grad) == published
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ovsl import __version__
-from ovsl.errors import InputError, exit_status, sentence
+from ovsl.errors import InputError, sentence
 
 VERBS = {
     "fit": "train a method; the same command again resumes",
@@ -25,10 +25,13 @@ TOOLS = {
     "export": "write a trained method with fixed words as ONNX",
     "profile": "print parameters, multiply-adds, latency and memory of a method",
     "report": "print one table of all results, and draw them",
-    "study": "run rows x datasets x seeds, what is not finished, and end in one table",
-    "submit": "write and submit the SLURM job of a verb",
+    "study": "run the cells of a study, here or on a cluster",
+    "submit": "run a command as a job of a cluster",
 }
 """The small commands: modules of `ovsl.tools`, imported when they are asked for."""
+
+LIGHT = ("report", "study", "submit")
+"""Tools that build no model, and import no torch."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -38,8 +41,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Arguments after `ovsl`; those of the process when None.
 
     Returns:
-        Exit status: 0; 2 after a mistake in the input or on the machine, 3 after a NaN, 75 after a signal, each with
-        one line that says so.
+        Exit status: 0; 2 after a mistake in the input, 3 after a NaN, 75 after a signal, each with one line that says
+        so; 1 where the disk is full or cannot be written to.
     """
     given = list(sys.argv[1:] if args is None else args)
     first = given[0] if given else "--help"
@@ -51,10 +54,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     try:
         if first in TOOLS:
+            if first not in LIGHT:
+                check_names(given)
             status = importlib.import_module(f"ovsl.tools.{first}").main(given[1:])
             return status if isinstance(status, int) else 0
-        if first in VERBS or first.startswith("-"):
+        elif first in VERBS or first.startswith("-"):
             check_files(given)
+            check_names(given)
             from ovsl.cli import run_lightning  # torch and Lightning, seconds of imports
 
             run_lightning(given)
@@ -63,8 +69,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except (Exception, SystemExit) as error:
         if (said := sentence(error)) is None:
             raise
-        print(f"ovsl: {said}", file=sys.stderr)
-        return exit_status(error)
+        print(f"ovsl: {said[0]}", file=sys.stderr)
+        return said[1]
     return 0
 
 
@@ -87,6 +93,13 @@ def unknown_verb(name: str) -> str:
     return f"There is no 'ovsl {name}': " + (
         f"did you mean '{close[0]}'?" if close else f"the verbs are {', '.join(VERBS)}, the tools {', '.join(TOOLS)}."
     )
+
+
+def check_names(given: Sequence[str]) -> None:
+    """Refuse options by names that they no longer have, see `ovsl.methods.renamed`."""
+    from ovsl.methods.renamed import check_command  # beside the methods, which import torch
+
+    check_command(given)
 
 
 def check_files(given: Sequence[str]) -> None:

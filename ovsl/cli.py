@@ -30,7 +30,7 @@ from ovsl.callbacks import (
 from ovsl.cluster import check_launch
 from ovsl.data import SegmentationDataModule
 from ovsl.methods.base import SegmentationModule
-from ovsl.methods.renamed import check_command, migrate, migrate_identity
+from ovsl.methods.renamed import migrate, migrate_identity
 from ovsl.parsing import OneSentence
 from ovsl.recipe import recipe
 from ovsl.runs.directory import RunDirectory, Start, plan
@@ -196,7 +196,6 @@ class Command(LightningCLI):
 
 def run_lightning(args: Sequence[str] | None = None) -> Command:
     """Run one of the LightningCLI verbs and return the finished command, for tests and notebooks."""
-    check_command(sys.argv[1:] if args is None else args)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     return Command(
         SegmentationModule,

@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What the system says of a disk that is full or cannot be written to."""
+
 
 class InputError(ValueError):
     """Input that cannot be used: the message names the thing and the remedy in one sentence."""
@@ -33,52 +36,39 @@ class StoppedError(Exception):
     """Exit status of the command."""
 
 
-def sentence(error: BaseException) -> str | None:
+def sentence(error: BaseException) -> tuple[str, int] | None:
     """Make one sentence of an error that the user or the machine has to mend.
 
     Args:
         error: Whatever a command ended with.
 
     Returns:
-        The sentence; None for errors of the program, which need their traceback.
+        The sentence and the exit status; None for errors of the program, which need their traceback.
     """
     for cause in causes(error):
         said = _sentence(cause)
         if said is not None:
-            return " ".join(said.split())
+            return " ".join(said[0].split()), said[1]
     return None
 
 
-def _sentence(error: BaseException) -> str | None:
-    text = str(error).strip()
+def _sentence(error: BaseException) -> tuple[str, int] | None:
+    text, kind = str(error).strip(), type(error).__name__  # Lightning's types go by their names: it is not imported
     if isinstance(error, InputError | NotFiniteError | StoppedError):
-        return text
-    if type(error).__name__ == "SIGTERMException":  # Lightning's, not imported here
-        return "Stopped by SIGTERM."
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's, not imported here
-        if "backend found" in text or "accelerator" in text.lower():
-            return f"{text.splitlines()[0]} Set --trainer.accelerator cpu, or auto."
-        return text
+        return text, error.status
+    if kind == "SIGTERMException":
+        return "Stopped by SIGTERM.", StoppedError.status
+    if kind == "MisconfigurationException":
+        remedy = " Set --trainer.accelerator cpu, or auto." if "backend found" in text or "ccelerator" in text else ""
+        return text + remedy, InputError.status
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != "ovsl":
         asked = re.search(r"pip install (?:-U )?'?([\w.-]+)", text)  # what a library says of its own extras
         name = error.name or (asked[1] if asked else text)
-        return f"The package {name!r} is not installed, which this command asks for: pip install {name}."
+        return f"The package {name!r} is not installed, which this command asks for: pip install {name}.", 2
     full = isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in text
-    if full or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-        return "The disk is full: free some space, or choose another --run_dir; what was written whole before is kept."
-    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
-        return f"'{error.filename}' cannot be written or read ({error.strerror}): choose another place, or its rights."
+    if full or (isinstance(error, OSError) and error.errno in UNWRITABLE):
+        return f"Cannot write ({text}): make room or choose another folder.", 1
     return None
-
-
-def exit_status(error: BaseException) -> int:
-    """Exit status of an error that `sentence` knows: its own, else that of a mistake in the input."""
-    for cause in causes(error):
-        if isinstance(cause, InputError | NotFiniteError | StoppedError):
-            return cause.status
-        if type(cause).__name__ == "SIGTERMException":
-            return StoppedError.status
-    return InputError.status
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -248,10 +248,6 @@ def decode_image(value: Any, what: str, mode: Literal["RGB"] | None = None, upri
         return as_rgb(image, what, upright) if mode == "RGB" else image
     except (UndecodableImageError, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise UndecodableImageError(
-            f"The {what} has too many pixels to be opened ({one_line(error)}): shrink it, or leave it out."
-        ) from error
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on broken files
         raise UndecodableImageError(
             f"Cannot decode the {what} ({one_line(error)}): repair or remove it, or set --data.on_error skip."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ovsl.clip.towers import RANDOM
 from ovsl.clip.toy import TOY_CLIPS
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
-from ovsl.methods.renamed import check_command, current_content, migrate
+from ovsl.methods.renamed import current_content, migrate
 from ovsl.parsing import Parser
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord, load_weights
@@ -62,15 +61,6 @@ class ModelFile(ConfigurationFile):
         return {name: content[name] for name in SECTIONS if content.get(name) is not None}
 
 
-class ModelParser(Parser):
-    """Parser of a tool, which tells the new name of an option that had another one."""
-
-    def parse_args(self, args: Any = None, *arguments: Any, **options: Any) -> Any:
-        """See `jsonargparse.ArgumentParser`."""
-        check_command(sys.argv[2:] if args is None else args)
-        return super().parse_args(args, *arguments, **options)
-
-
 def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:
     """Parser with ``-c FILE`` (repeatable, whole experiments too) and ``--model``.
 
@@ -79,7 +69,7 @@ def model_parser(prog: str, description: str, required: bool = True) -> Argument
         description: Shown by ``--help``.
         required: Whether a model has to be given.
     """
-    parser = ModelParser(prog=prog, description=description)
+    parser = Parser(prog=prog, description=description)
     parser.add_argument("-c", "--config", action=ModelFile, help=ConfigurationFile.HELP)
     parser.add_subclass_arguments(SegmentationModule, "model", required=required, fail_untyped=False)
     parser.add_argument("--seed_everything", type=bool | int, default=None, help="Seed of a random CLIP.")

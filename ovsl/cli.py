@@ -118,8 +118,9 @@ class Command(LightningCLI):
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / self._default_run_name(config))
         config.trainer.default_root_dir = config.run_dir
-        if isinstance(config.trainer.devices, int) and not config.trainer.fast_dev_run:
-            check_launch(config.trainer.devices, config.trainer.num_nodes)
+        # A number of devices may come as text.
+        if str(config.trainer.devices).isdigit() and not config.trainer.fast_dev_run:
+            check_launch(int(config.trainer.devices), config.trainer.num_nodes)
         if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
             arguments = {"save_dir": config.run_dir, "name": "", "version": "", "default_hp_metric": False}
             config.trainer.logger = Namespace(

@@ -6,8 +6,9 @@ from ovsl.inference.nearest import NearestLabels
 from ovsl.inference.pamr import PAMR
 from ovsl.inference.panoptic import PanopticMap
 from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, resize
+from ovsl.inference.rows import Size
 from ovsl.inference.segmentation import Segmentation, segment
-from ovsl.inference.semantic import Inference, Size, SlidingWindow, WholeImage, average_windows
+from ovsl.inference.semantic import Inference, SlidingWindow, WholeImage, average_windows
 from ovsl.inference.word_rules import WordInference, WordRules
 
 __all__ = [

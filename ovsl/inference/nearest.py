@@ -30,7 +30,7 @@ class NearestLabels(Inference):
         else:
             prediction = predict(images)
         size = _own_size(prediction, images)
-        labels = whole_image_labels(prediction, size, size, class_chunk_size=class_chunk_size)
+        labels = whole_image_labels(prediction, size, size)
         return enlarge(labels, original_size)
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ovsl.inference.rows import Rows
+
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear resize of ``(B, C, h, w)``, ``align_corners=False``, no antialiasing; a no-op at the same size."""
@@ -42,28 +44,50 @@ class DensePrediction:
         """C."""
         return self.scores.shape[1] if self.word_classes is None else int(self.word_classes[-1]) + 1
 
-    def semantic_scores(self, size: tuple[int, int], classes: slice = slice(None)) -> Tensor:
-        """Scores of some classes at the size of the input, ``(B, C', H, W)``."""
+    @property
+    def num_channels(self) -> int:
+        """The most numbers that a pixel has on the way to its scores."""
+        return self.scores.shape[1]
+
+    @property
+    def num_images(self) -> int:
+        """B."""
+        return self.scores.shape[0]
+
+    def images(self, chosen: slice) -> DensePrediction:
+        """The prediction of some images of the batch."""
+        return replace(self, scores=self.scores[chosen])
+
+    def score_rows(self, size: tuple[int, int], classes: slice = slice(None)) -> Rows:
+        """Scores of some classes at the size of the input, by rows."""
         if self.word_classes is not None:
             return self._best_words(self.word_classes, size, classes)
         left, right, top, bottom = self.padding
         height, width = size
-        scores = resize(self.scores[:, classes], (height + top + bottom, width + left + right))
-        scores = scores[..., top : top + height, left : left + width]
+        rows = Rows.of(self.scores[:, classes]).resized((height + top + bottom, width + left + right))
+        rows = rows if rows.size == size else rows.cropped(size, top, left)
         if self.activation == "sigmoid":
-            scores = scores.sigmoid()
+            rows = rows.then(torch.sigmoid)
         if self.class_offset is not None:
-            scores = scores - self.class_offset[classes].view(-1, 1, 1)
-        return scores
+            offset = self.class_offset[classes]
+            rows = rows.then(lambda scores: scores - offset)
+        return rows
 
-    def _best_words(self, word_classes: Tensor, size: tuple[int, int], classes: slice) -> Tensor:
-        """Maximum over the words of each class after the resize, ``(B, C', H, W)``."""
+    def semantic_scores(self, size: tuple[int, int], classes: slice = slice(None)) -> Tensor:
+        """Scores of some classes at the size of the input, ``(B, C', H, W)``."""
+        return self.score_rows(size, classes).whole()
+
+    def _best_words(self, word_classes: Tensor, size: tuple[int, int], classes: slice) -> Rows:
+        """Maximum over the words of each class after the resize."""
         wanted = range(self.num_classes)[classes]
-        rows = slice(*torch.searchsorted(word_classes, word_classes.new_tensor([wanted.start, wanted.stop])).tolist())
-        scores = replace(self, word_classes=None).semantic_scores(size, rows)
-        index = (word_classes[rows] - wanted.start).view(1, -1, 1, 1).expand_as(scores)
-        best = scores.new_full((len(scores), len(wanted), *size), float("-inf"))
-        return best.scatter_reduce(1, index, scores, "amax")
+        words = slice(*torch.searchsorted(word_classes, word_classes.new_tensor([wanted.start, wanted.stop])).tolist())
+        index = word_classes[words] - wanted.start
+
+        def best(scores: Tensor) -> Tensor:
+            lowest = scores.new_full((*scores.shape[:3], len(wanted)), float("-inf"))
+            return lowest.scatter_reduce(3, index.expand_as(scores), scores, "amax")
+
+        return replace(self, word_classes=None).score_rows(size, words).then(best)
 
 
 @dataclass(frozen=True)
@@ -93,10 +117,38 @@ class MaskPrediction:
         logits = resize(self.mask_logits, self.padded_size or size)
         return logits[..., : size[0], : size[1]]
 
+    @property
+    def num_channels(self) -> int:
+        """The most numbers that a pixel has on the way to its scores."""
+        return max(self.class_scores.shape[1:])
+
+    @property
+    def num_images(self) -> int:
+        """B."""
+        return self.mask_logits.shape[0]
+
+    def images(self, chosen: slice) -> MaskPrediction:
+        """The prediction of some images of the batch."""
+        no_object = None if self.no_object_scores is None else self.no_object_scores[chosen]
+        masks, scores = self.mask_logits[chosen], self.class_scores[chosen]
+        return replace(self, mask_logits=masks, class_scores=scores, no_object_scores=no_object)
+
+    def mask_rows(self, size: tuple[int, int]) -> Rows:
+        """Mask logits at the size of the input, padding cut away, by rows."""
+        return Rows.of(self.mask_logits).resized(self.padded_size or size).cropped(size)
+
+    def classified(self, mask_rows: Rows, classes: slice = slice(None)) -> Rows:
+        """Sum over queries of class probability times mask probability, from rows of mask logits."""
+        scores = self.class_scores[..., classes]
+        return mask_rows.then(lambda logits: torch.einsum("brwq,bqc->brwc", logits.sigmoid(), scores))
+
+    def score_rows(self, size: tuple[int, int], classes: slice = slice(None)) -> Rows:
+        """Scores of some classes at the size of the input, by rows; see `classified`."""
+        return self.classified(self.mask_rows(size), classes)
+
     def semantic_scores(self, size: tuple[int, int], classes: slice = slice(None)) -> Tensor:
-        """Sum over queries of class probability times mask probability, ``(B, C', H, W)``."""
-        masks = self.resized_mask_logits(size).sigmoid()
-        return torch.einsum("bqc,bqhw->bchw", self.class_scores[..., classes], masks)
+        """Scores of some classes at the size of the input, ``(B, C', H, W)``; see `classified`."""
+        return self.score_rows(size, classes).whole()
 
 
 Prediction = DensePrediction | MaskPrediction

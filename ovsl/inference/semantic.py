@@ -1,7 +1,7 @@
 """From predictions to semantic label maps at the original image size.
 
-No full-resolution ``(C, H, W)`` tensor is ever held: classes go through in chunks with a running maximum, which gives
-the same labels as the arg-max over all of them, because every class is resized on its own.
+Labels are made by bands of rows (`ovsl.inference.rows`): neither the masks of all queries nor the scores of all classes
+are ever held at full size.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from torch import Tensor
 
 from ovsl.inference.prediction import MaskPrediction, Prediction, resize
 from ovsl.inference.regions import resize_regions
+from ovsl.inference.rows import Rows, Size
 from ovsl.vocabulary import Vocabulary
 
 Predict = Callable[..., Prediction]
 """The network with the vocabulary bound: images `(B, 3, h, w)`, and region maps `(B, h, w)` for a method that goes by
 them."""
-
-Size = tuple[int, int]
 
 Window = tuple[int, int, int, int]
 """`(y1, x1, y2, x2)` in pixels of the resized image."""
@@ -52,7 +51,8 @@ class Inference(ABC):
             predict: The network with the vocabulary bound: images ``(B, 3, h, w)`` -> :data:`Prediction`.
             images: ``(B, 3, H, W)``.
             original_size: Size ``(H0, W0)`` at which labels are wanted.
-            class_chunk_size: Classes held at full resolution at a time, where they need not be held together.
+            class_chunk_size: Classes held at full resolution at a time by an inference that makes all rows together;
+                the others make rows in bands.
             regions: Region maps of the original images, integers `(B, H0, W0)`, for methods that go by them.
 
         Returns:
@@ -97,13 +97,12 @@ class WholeImage(Inference):
         """See :meth:`Inference.labels`."""
         size = (images.shape[-2], images.shape[-1])
         _, (prediction,) = self.predictions(predict, images, regions)
-        return whole_image_labels(prediction, size, original_size, self.resize_masks_first, class_chunk_size)
+        return whole_image_labels(prediction, size, original_size, self.resize_masks_first)
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
         """See `Inference.scores`."""
         size = (images.shape[-2], images.shape[-1])
-        scores_of = whole_image_scores(predict(images), size, original_size or size, self.resize_masks_first)
-        return scores_of(slice(None))
+        return whole_image_rows(predict(images), size, original_size or size, self.resize_masks_first).whole()
 
     def predictions(
         self, predict: Predict, images: Tensor, regions: Tensor | None = None
@@ -141,11 +140,8 @@ class SlidingWindow(Inference):
         """See :meth:`Inference.labels`."""
         size = (images.shape[-2], images.shape[-1])
         windows, predictions = self.predictions(predict, images, regions)
-        return running_argmax(
-            lambda classes: resize(average_windows(predictions, windows, size, classes), original_size),
-            predictions[0].num_classes,
-            class_chunk_size,
-        )
+        rows = average_window_rows(predictions, windows, size).resized(original_size)
+        return rows.labels(predictions[0].num_channels)
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
         """See `Inference.scores`; the mean of the windows."""
@@ -188,15 +184,8 @@ class SlidingWindow(Inference):
         ]
 
 
-ClassChunk = Callable[[slice], Tensor]
-
-
 def whole_image_labels(
-    prediction: Prediction,
-    size: Size,
-    original_size: Size,
-    resize_masks_first: bool = True,
-    class_chunk_size: int = 32,
+    prediction: Prediction, size: Size, original_size: Size, resize_masks_first: bool = True
 ) -> Tensor:
     """Label maps of a prediction for whole images.
 
@@ -204,59 +193,70 @@ def whole_image_labels(
         prediction: Of B images of one size.
         size: ``(H, W)`` of the images that the network saw, without padding.
         original_size: Size ``(H0, W0)`` at which labels are wanted.
-        resize_masks_first: See :class:`WholeImage`.
-        class_chunk_size: Classes held at full resolution at a time.
+        resize_masks_first: See `WholeImage`.
 
     Returns:
         int64 ``(B, H0, W0)``, values 0..C-1.
     """
-    scores_of = whole_image_scores(prediction, size, original_size, resize_masks_first)
-    return running_argmax(scores_of, prediction.num_classes, class_chunk_size)
+    rows = whole_image_rows(prediction, size, original_size, resize_masks_first)
+    return rows.labels(prediction.num_channels)
 
 
-def whole_image_scores(
-    prediction: Prediction, size: Size, original_size: Size, resize_masks_first: bool = True
-) -> ClassChunk:
-    """Give the scores of any slice of the classes at the original size, `(B, C', H0, W0)`; see `whole_image_labels`."""
-    if not isinstance(prediction, MaskPrediction):
-        return lambda classes: resize(prediction.semantic_scores(size, classes), original_size)
-    logits = prediction.resized_mask_logits(size)
-    # Resized once for all chunks of classes; with the masks first, the second resize below has nothing to do.
-    masks = (resize(logits, original_size) if resize_masks_first else logits).sigmoid()
-    class_scores = prediction.class_scores
-    return lambda classes: resize(torch.einsum("bqc,bqhw->bchw", class_scores[..., classes], masks), original_size)
+def whole_image_rows(prediction: Prediction, size: Size, original_size: Size, resize_masks_first: bool = True) -> Rows:
+    """Scores of all classes at the original size by rows; see `whole_image_labels`."""
+    if isinstance(prediction, MaskPrediction) and resize_masks_first:
+        return prediction.classified(prediction.mask_rows(size).resized(original_size))
+    return prediction.score_rows(size).resized(original_size)
 
 
-def average_windows(
-    predictions: list[Prediction],
-    windows: list[Window],
-    size: Size,
-    classes: slice = slice(None),
-) -> Tensor:
-    """Mean of the window scores at every pixel.
+def average_window_rows(
+    predictions: list[Prediction], windows: list[Window], size: Size, classes: slice = slice(None)
+) -> Rows:
+    """Mean of the window scores at every pixel, by rows.
 
     Args:
         predictions: Predictions of consecutive windows, window-major and image-minor along the batch.
-        windows: Windows ``(y1, x1, y2, x2)`` in the same order.
+        windows: Windows ``(y1, x1, y2, x2)`` in the same order, of one size.
         size: ``(H, W)`` of the image.
         classes: Classes wanted.
 
     Returns:
-        ``(B, C', H, W)``.
+        Rows of ``(B, H, W, C')``.
     """
     y1, x1, y2, x2 = windows[0]
-    window_size = (y2 - y1, x2 - x1)
-    scores = torch.cat([prediction.semantic_scores(window_size, classes) for prediction in predictions])
-    scores = scores.unflatten(0, (len(windows), -1))
-    total = scores.new_zeros(*scores.shape[1:3], *size)
-    count = scores.new_zeros(size)
-    for window_scores, (y1, x1, y2, x2) in zip(scores, windows, strict=True):
-        total[..., y1:y2, x1:x2] += window_scores
-        count[y1:y2, x1:x2] += 1
-    return total / count
+    counts = [prediction.num_images for prediction in predictions]
+    num_images = sum(counts) // len(windows)
+    parts = [
+        prediction.images(slice(start, start + num_images)).score_rows((y2 - y1, x2 - x1), classes)
+        for prediction, count in zip(predictions, counts, strict=True)
+        for start in range(0, count, num_images)
+    ]
+
+    def band(first: int, last: int) -> Tensor:
+        total, count = torch.zeros(()), torch.zeros(())
+        for part, (y1, x1, y2, x2) in zip(parts, windows, strict=True):
+            top, bottom = max(first, y1), min(last, y2)
+            if top >= bottom:
+                continue
+            scores = part.band(top - y1, bottom - y1)
+            if not total.ndim:
+                total = scores.new_zeros(num_images, last - first, size[1], scores.shape[3])
+                count = scores.new_zeros(last - first, size[1], 1)
+            total[:, top - first : bottom - first, x1:x2] += scores
+            count[top - first : bottom - first, x1:x2] += 1
+        return total / count
+
+    return Rows(size, band)
 
 
-def running_argmax(scores_of: ClassChunk, num_classes: int, chunk_size: int) -> Tensor:
+def average_windows(
+    predictions: list[Prediction], windows: list[Window], size: Size, classes: slice = slice(None)
+) -> Tensor:
+    """Mean of the window scores at every pixel, ``(B, C', H, W)``; see `average_window_rows`."""
+    return average_window_rows(predictions, windows, size, classes).whole()
+
+
+def running_argmax(scores_of: Callable[[slice], Tensor], num_classes: int, chunk_size: int) -> Tensor:
     """Arg-max over classes of which only a chunk is held at a time.
 
     Args:

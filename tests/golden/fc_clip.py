@@ -309,7 +309,7 @@ def outputs(
     resized = replace(one, mask_logits=resize(one.resized_mask_logits(size), original), padded_size=None)
     first, last = resized.semantic_scores(original)[0], resize(one.semantic_scores(size), original)[0]
     for scores, resize_masks_first in ((first, True), (last, False)):
-        # The map that users get, from classes in chunks, is the arg-max of the recorded scores.
+        # The map that users get, from bands of rows, is the arg-max of the recorded scores.
         image = torch.zeros(1, 3, *size)
         labels = WholeImage(resize_masks_first).labels(lambda _: one, image, original, class_chunk_size=2)
         assert (labels[0] == scores.argmax(0)).float().mean() > 0.999

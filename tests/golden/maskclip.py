@@ -122,7 +122,7 @@ def compute(case: Case) -> dict[str, Tensor]:
             "slide_windows": torch.tensor(windows),
             "slide_prob_full": full,
             "slide_prob_ori": resize(full, original),
-            # Two classes at a time, so that the running maximum over class chunks is what is checked.
+            # Made by rows, not by averaging whole maps, which is what is checked.
             "slide_pred": inference.labels(predict, slide_image, original, class_chunk_size=2),
         }
     return {name: tensor for name, tensor in out.items() if name in io}

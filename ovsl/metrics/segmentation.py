@@ -56,6 +56,7 @@ class OpenVocabularyIoU(Metric):
     prediction_area: Tensor
     target_area: Tensor
     images: Tensor
+    outside: Tensor
 
     def __init__(
         self,
@@ -77,7 +78,8 @@ class OpenVocabularyIoU(Metric):
         self.absent = absent
         for name in ("intersection", "prediction_area", "target_area"):
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("images", "outside"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Counts the pixels of one image or batch.
@@ -87,13 +89,19 @@ class OpenVocabularyIoU(Metric):
             target: Labels in 0..C-1 or `ignore_index`, integers, same shape.
 
         Raises:
-            InputError: If the shapes differ or a label is out of range; nothing is counted then.
+            InputError: If the shapes differ or a label is out of range; nothing is counted then. On an accelerator
+                labels are only counted as out of range, and `compute` raises: looking would make the host wait.
         """
         if prediction.shape != target.shape:
             raise InputError(
                 f"the prediction is {tuple(prediction.shape)} but the target is {tuple(target.shape)}: "
                 "bring the prediction to the size of the target."
             )
+        if _may_wait(prediction):
+            _check_range(prediction, target, self.num_classes, self.ignore_index)
+        else:
+            prediction, target, outside = _keep_inside(prediction, target, self.num_classes, self.ignore_index)
+            self.outside = self.outside + outside
         counts = count_pixels(prediction, target, self.num_classes, self.ignore_index)
         # Out of place: a state that was reset in inference mode could not be changed in place outside it.
         self.intersection = self.intersection + counts[0]
@@ -109,7 +117,15 @@ class OpenVocabularyIoU(Metric):
             accuracy `pAcc`, `mIoU`, frequency-weighted `fwIoU`, `mIoU_seen`, `mIoU_unseen` and `hIoU`, the harmonic
             mean of these two. Per class, (C,): `iou` (NaN where the class does not enter the means), `accuracy`
             (share of its pixels that were found) and `pixels` (ground truth, int64). And `images`, the number counted.
+
+        Raises:
+            InputError: If a label was out of range on an accelerator, see `update`.
         """
+        if self.outside:
+            raise InputError(
+                f"{int(self.outside)} pixels of predictions or targets have labels outside the {self.num_classes} "
+                f"classes and other than the ignore index {self.ignore_index}: check the label maps and the vocabulary."
+            )
         # On the CPU, since not every accelerator has float64.
         intersection, prediction_area, target_area = (
             state.cpu() for state in (self.intersection, self.prediction_area, self.target_area)
@@ -132,7 +148,7 @@ class OpenVocabularyIoU(Metric):
 
 
 def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, ...]:
-    """Counts pixels per class in memory of the order of pixels + classes (no one-hot, no confusion matrix).
+    """Count pixels per class in memory of the order of pixels + classes.
 
     Args:
         prediction: Labels in 0..C-1, integers, any shape.
@@ -142,32 +158,57 @@ def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
 
     Returns:
         Intersection, prediction area and target area, each (C,) int64.
-
-    Raises:
-        InputError: If a label is out of range.
     """
     prediction, target = prediction.flatten().long(), target.flatten().long()
     ignored = target == ignore_index
-    _check_range(prediction, target.masked_fill(ignored, 0), num_classes, ignore_index)
     # Ignored pixels fall into a bin of their own, which is cut off; selecting the others would cost twice the time.
+    if num_classes**2 <= _TABLE_PER_PIXEL * target.numel():
+        pairs = torch.add(prediction, target, alpha=num_classes).masked_fill_(ignored, num_classes**2)
+        table = _histogram(pairs, num_classes**2 + 1)[:-1].view(num_classes, num_classes)
+        return table.diagonal(), table.sum(0), table.sum(1)
     prediction, target = prediction.masked_fill(ignored, num_classes), target.masked_fill(ignored, num_classes)
     common = target.masked_fill(prediction != target, num_classes)
-    return tuple(
-        torch.bincount(labels, minlength=num_classes + 1)[:num_classes] for labels in (common, prediction, target)
-    )
+    return tuple(_histogram(labels, num_classes + 1)[:num_classes] for labels in (common, prediction, target))
+
+
+# One histogram of pairs is faster than three of labels as long as its table is not much larger than the image.
+_TABLE_PER_PIXEL = 4
+
+
+def _histogram(labels: Tensor, bins: int) -> Tensor:
+    if _may_wait(labels):
+        return torch.bincount(labels, minlength=bins)
+    # `bincount` reads the largest label first, for which the host waits.
+    ones = torch.ones((), dtype=torch.int64, device=labels.device).expand_as(labels)
+    return torch.zeros(bins, dtype=torch.int64, device=labels.device).index_add_(0, labels, ones)
+
+
+def _may_wait(labels: Tensor) -> bool:
+    """Whether reading a number of the tensor is free, because it is where the program runs."""
+    return labels.device.type == "cpu"
+
+
+def _keep_inside(
+    prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Bring labels into 0..C-1, and count the pixels that were not, `()`, without making the host wait."""
+    prediction, target = prediction.long(), target.long()
+    kept, inside = prediction.clamp(0, num_classes - 1), target.clamp(0, num_classes - 1)
+    inside = torch.where(target == ignore_index, target, inside)
+    return kept, inside, ((kept != prediction) | (inside != target)).sum()
 
 
 def _check_range(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> None:
     if not target.numel():
         return
-    # One transfer from the device for all four.
-    extremes = torch.stack([*torch.aminmax(prediction), *torch.aminmax(target)]).tolist()
-    for what, value in zip(("prediction", "prediction", "target", "target"), extremes, strict=True):
-        if not 0 <= value < num_classes:
-            raise InputError(
-                f"a {what} pixel has the label {value}, but the {num_classes} classes have 0..{num_classes - 1} and "
-                f"the ignore index is {ignore_index}: check the label map and the vocabulary."
-            )
+    labels = {"prediction": prediction, "target": target.masked_fill(target == ignore_index, 0)}
+    for what, extremes in ((what, torch.aminmax(values)) for what, values in labels.items()):
+        for value in map(int, extremes):
+            if not 0 <= value < num_classes:
+                raise InputError(
+                    f"a {what} pixel has the label {value}, but the {num_classes} classes have 0..{num_classes - 1} "
+                    f"and the ignore index is {ignore_index}: check the label map and the vocabulary."
+                )
 
 
 def seen_and_unseen_means(iou: Tensor, seen: Sequence[bool] | None) -> dict[str, Tensor]:

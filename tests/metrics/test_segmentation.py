@@ -5,8 +5,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from ovsl.errors import InputError
-from ovsl.metrics import OpenVocabularyIoU
+from ovsl.metrics import OpenVocabularyIoU, segmentation
 from ovsl.metrics.segmentation import count_pixels
+from tests.waits import Waits
 
 NUM_CLASSES = 12
 IGNORE = 255
@@ -147,6 +148,34 @@ def test_labels_out_of_range_are_named_and_not_counted(prediction, target, messa
     with pytest.raises(InputError, match=message):
         metric.update(torch.tensor(prediction), torch.tensor(target))
     assert not metric.prediction_area.any()
+
+
+def test_one_histogram_of_pairs_counts_like_one_of_each_label(monkeypatch):
+    """Both ways, with the accelerator's histogram too, on images of any size."""
+    for may_wait in (True, False):
+        monkeypatch.setattr(segmentation, "_may_wait", lambda labels, may_wait=may_wait: may_wait)
+        for prediction, target in _images(3):
+            counts = {}
+            for table_per_pixel in (0, 1000):
+                monkeypatch.setattr(segmentation, "_TABLE_PER_PIXEL", table_per_pixel)
+                counts[table_per_pixel] = count_pixels(prediction, target, NUM_CLASSES, IGNORE)
+            kept = target != IGNORE
+            expected = torch.bincount(prediction[kept], minlength=NUM_CLASSES)
+            assert torch.equal(counts[0][1], expected)
+            assert all(torch.equal(few, table) for few, table in zip(*counts.values(), strict=True))
+
+
+def test_on_an_accelerator_updates_do_not_wait_and_compute_reports_wrong_labels(monkeypatch):
+    monkeypatch.setattr(segmentation, "_may_wait", lambda labels: False)
+    metric, images = _metric(), _images(3)
+    with Waits() as waits:
+        for prediction, target in images:
+            metric.update(prediction, target)
+    assert waits.places == []
+    assert metric.compute()["mIoU"] == pytest.approx(_reference(images, "skip")["mIoU"])
+    metric.update(torch.tensor([0, 12, 3]), torch.tensor([-3, IGNORE, 3]))
+    with pytest.raises(InputError, match="2 pixels of predictions or targets have labels outside the 12 classes"):
+        metric.compute()
 
 
 def test_sizes_must_agree():

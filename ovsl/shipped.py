@@ -1,6 +1,6 @@
-"""Configurations that come with ovsl: ``-c ovsl:zegclip/voc_inductive`` wherever a configuration file is taken.
+"""Configurations that come with ovsl: `-c ovsl:zegclip/voc_inductive` wherever a configuration file is taken.
 
-They are the folders ``configs`` and ``experiments`` at the top of the repository; a wheel carries copies of both beside
+They are the folders `configs` and `experiments` at the top of the repository; a wheel carries copies of both beside
 this file.
 """
 
@@ -27,8 +27,8 @@ def shipped_configuration(name: str) -> Path:
     """File of a shipped configuration.
 
     Args:
-        name: Path below ``experiments`` (``zegclip/voc_inductive``) or ``configs`` (``methods/maskclip``,
-            ``data/toy``, ``trainer/cpu``), without suffix.
+        name: Path below `experiments` (`zegclip/voc_inductive`) or `configs` (`methods/maskclip`,
+            `data/toy`, `trainer/cpu`), without suffix.
 
     Raises:
         InputError: There is none of this name.

@@ -1,7 +1,7 @@
 """Datasets by name: where their files are, how they are laid out, and which vocabulary their labels index.
 
-The facts stand in ``catalogue.json`` and nowhere else. Local files have one layout for all datasets, the columns of
-``LOCAL_COLUMNS``; repositories of the Hub have their own.
+The facts stand in `catalogue.json` and nowhere else. Local files have one layout for all datasets, the columns of
+`LOCAL_COLUMNS`; repositories of the Hub have their own.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class HubRepository:
     """A repository of the Hub that holds a dataset.
 
     Args:
-        repo: ``owner/name``.
+        repo: `owner/name`.
         splits: Its name of each split of the dataset.
-        columns: Its columns, see :class:`~ovsl.data.ParquetSource`.
+        columns: Its columns, see `ParquetSource`.
         verified: Whether somebody looked at its columns and label values; otherwise they are probed before use.
         note: What is documented, and what is only expected.
-        label_transform: What its label values mean, see :func:`~ovsl.data.sources.label_table`.
+        label_transform: What its label values mean, see `label_table`.
         ignore_index: Its label value for "no label".
         revision: Branch, tag or commit.
     """
@@ -68,16 +68,16 @@ class CatalogueEntry:
         name: Name of the dataset, that of its scores too.
         title: What it is, with its number of images (train / validation / test).
         vocabulary: Vocabulary that its labels index.
-        files: Folder of its Parquet files, with the columns of ``LOCAL_COLUMNS``; None for a generated dataset.
+        files: Folder of its Parquet files, with the columns of `LOCAL_COLUMNS`; None for a generated dataset.
         splits: Split of the files for each split of the dataset. Benchmarks whose test labels are not published are
             tested on their validation images.
         ignore_index: Label value of the files for "no label".
-        panoptic: Whether the files hold panoptic maps (``PANOPTIC_COLUMNS``): ``never``; ``optional``, where they are
-            read on demand; or ``default``, where they are read unless told not to.
+        panoptic: Whether the files hold panoptic maps (`PANOPTIC_COLUMNS`): `never`; `optional`, where they are
+            read on demand; or `default`, where they are read unless told not to.
         evaluation_size: Short side and largest long side of the images in evaluation, by MMSegmentation's protocol and,
             for street scenes and COCO panoptic, FC-CLIP's; None leaves them as they are.
         average_precision: Whose rules mask AP follows.
-        generated: Arguments of :class:`~ovsl.data.ToySource` for each split.
+        generated: Arguments of `ToySource` for each split.
         hub: Repository of the Hub with the same images and labels, where one is known.
         homepage: Where the release comes from.
         licence: Its licence, where it is known.
@@ -101,7 +101,7 @@ class CatalogueEntry:
 
     @property
     def available_splits(self) -> tuple[str, ...]:
-        """Splits of the dataset, such as ``train``, ``validation`` and ``test``."""
+        """Split of the dataset, such as `train`, `validation` and `test`."""
         return tuple(self.generated or self.splits)
 
 
@@ -139,10 +139,10 @@ class Catalogued(Source):
     Rows, order and so the resume of a run are those of the source underneath.
 
     Args:
-        name: Name in the catalogue, such as ``ade20k_150``.
-        split: ``train``, ``validation``, ``test``, or what else the entry has.
+        name: Name in the catalogue, such as `ade20k_150`.
+        split: `train`, `validation`, `test`, or what else the entry has.
         panoptic: Whether rows have segments; None for datasets whose labels are panoptic by default.
-        instances: Whether the true masks of mask AP are read from the column ``instances``.
+        instances: Whether the true masks of mask AP are read from the column `instances`.
 
     Raises:
         InputError: There is no such dataset or split, or no panoptic map where one is asked for.
@@ -162,17 +162,17 @@ class Catalogued(Source):
 
     @property
     def name(self) -> str:
-        """See :class:`Source`; names the files or the repository, and so looks for them."""
+        """See `Source`; names the files or the repository, and so looks for them."""
         return self.source.name
 
     @property
     def label_transform(self) -> LabelTransform:
-        """See :class:`Source`."""
+        """See `Source`."""
         return self.source.label_transform
 
     @property
     def ignore_index(self) -> int:
-        """See :class:`Source`."""
+        """See `Source`."""
         return self.source.ignore_index
 
     @cached_property
@@ -211,7 +211,7 @@ class Catalogued(Source):
         return len(self.source)
 
     def row(self, index: int) -> Row:
-        """See :class:`Source`."""
+        """See `Source`."""
         return self.source.row(index)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -223,24 +223,24 @@ class Catalogued(Source):
         self.source.pin(fingerprint)
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """See :class:`Source`."""
+        """See `Source`."""
         return self.source.order(seed, epoch)
 
     def portrait(self) -> np.ndarray:
-        """See :class:`Source`."""
+        """See `Source`."""
         return self.source.portrait()
 
 
 def as_source(
     given: Source | str | None, split: str, panoptic: bool | None = None, instances: bool = False
 ) -> Source | None:
-    """A source as it is; ``NAME`` or ``NAME/SPLIT`` as that entry of the catalogue.
+    """A source as it is; `NAME` or `NAME/SPLIT` as that entry of the catalogue.
 
     Args:
         given: A source, the name of a dataset, or nothing.
         split: Split of a name that says none.
-        panoptic: See :class:`Catalogued`; only where the dataset has panoptic maps.
-        instances: See :class:`Catalogued`.
+        panoptic: See `Catalogued`; only where the dataset has panoptic maps.
+        instances: See `Catalogued`.
     """
     if not isinstance(given, str):
         return given

@@ -38,7 +38,7 @@ class SegmentationDataModule(LightningDataModule):
         vocabulary: Classes of the training labels: a shipped name, a list of words, or a text, JSON or CSV file; None
             takes the vocabulary of the catalogue.
         split: Zero-shot split of the training vocabulary.
-        ignore_unseen: Whether training pixels of unseen classes become ``ignore_index`` (the inductive setting; the
+        ignore_unseen: Whether training pixels of unseen classes become `ignore_index` (the inductive setting; the
             images are kept, and the choice of a crop by `category_max_ratio` counts those pixels).
         evaluation: Datasets to evaluate on, by name, that of their scores; for one of the catalogue `{}` is enough.
         train_transform: Augmentation of training samples.
@@ -103,12 +103,12 @@ class SegmentationDataModule(LightningDataModule):
 
     @property
     def training_vocabulary(self) -> Vocabulary | None:
-        """Vocabulary of the training labels; None without one. Needs no ``setup``."""
+        """Vocabulary of the training labels; None without one. Needs no `setup`."""
         return None if self.vocabulary is None else as_vocabulary(self.vocabulary, self.split)
 
     @property
     def evaluation_vocabularies(self) -> dict[str, Vocabulary]:
-        """Vocabulary of each evaluation dataset, in their order. Needs no ``setup``.
+        """Vocabulary of each evaluation dataset, in their order. Needs no `setup`.
 
         Seen classes are those of the dataset's split; without one, the method decides by what it was trained on.
         """
@@ -162,11 +162,11 @@ class SegmentationDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> list[SegmentationLoader]:
-        """One loader per evaluation dataset, in the order of ``evaluation``."""
+        """One loader per evaluation dataset, in the order of `evaluation`."""
         return self._evaluation_loaders("validation")
 
     def test_dataloader(self) -> list[SegmentationLoader]:
-        """One loader per evaluation dataset, in the order of ``evaluation``."""
+        """One loader per evaluation dataset, in the order of `evaluation`."""
         return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> list[SegmentationLoader]:
@@ -250,18 +250,18 @@ class SegmentationDataModule(LightningDataModule):
 class PredictionData(SegmentationDataModule):
     """Image files to be labelled with any words.
 
-    Batches are ``{"image": [uint8 (3, H, W)], "original_size": [(H0, W0)], "id": [str], "path": [str]}``; the id is the
+    Batches are `{"image": [uint8 (3, H, W)], "original_size": [(H0, W0)], "id": [str], "path": [str]}`; the id is the
     path below the folder that was given, without its suffix.
 
     Args:
         images: An image file, a folder (searched with its sub-folders), or a list of both.
-        vocabulary: Words, one entry per class, synonyms separated by commas (``["road", "car, automobile"]``); or the
+        vocabulary: Words, one entry per class, synonyms separated by commas (`["road", "car, automobile"]`); or the
             name of a shipped vocabulary; or a text, JSON or CSV file.
         evaluation_transform: Resizing of the images; None takes the size of the method's published tests.
         regions: Where their region maps come from, for methods that go by them.
         batch_size: Images per process and step.
         num_workers: Worker processes.
-        on_error: Undecodable images: ``error`` stops, ``skip`` leaves them out, counts and logs them.
+        on_error: Undecodable images: `error` stops, `skip` leaves them out, counts and logs them.
     """
 
     def __init__(
@@ -301,7 +301,7 @@ class PredictionData(SegmentationDataModule):
 
     @property
     def evaluation_vocabularies(self) -> dict[str, Vocabulary]:
-        """The vocabulary of the words, under the name ``images``."""
+        """The vocabulary of the words, under the name `images`."""
         return {"images": self.prediction_vocabulary}
 
     def predict_dataloader(self) -> list[SegmentationLoader]:

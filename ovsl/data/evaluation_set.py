@@ -24,11 +24,11 @@ class EvaluationSet:
             `ovsl.vocabulary.as_vocabulary`.
         split: Zero-shot split of that vocabulary, which says which classes are seen. None leaves it to the
             overlap with the classes that the method was trained on.
-        validation: Source of ``validate`` and of the validation in ``fit``, or a name of the catalogue.
-        test: Source of ``test`` and ``predict``, likewise.
-        transform: Resizing of its images; None takes the data module's ``evaluation_transform``, and where that is
+        validation: Source of `validate` and of the validation in `fit`, or a name of the catalogue.
+        test: Source of `test` and `predict`, likewise.
+        transform: Resizing of its images; None takes the data module's `evaluation_transform`, and where that is
             None too, the sizes of the catalogue.
-        published: Published figures of this row in percent, as printed, such as ``{mIoU: 33.3}``; shown beside ours.
+        published: Published figures of this row in percent, as printed, such as `{mIoU: 33.3}`; shown beside ours.
         regions: Where region maps come from, for methods that go by them; None takes the data module's.
         average_precision: Whose rules mask AP follows: `coco`, or `cityscapes` as its own scripts; None takes the
             catalogue's, else `coco`.
@@ -66,7 +66,7 @@ class EvaluationSet:
 
         Args:
             name: Name of the dataset.
-            panoptic: See :class:`~ovsl.data.catalogue.Catalogued`.
+            panoptic: See `Catalogued`.
             transform: Resizing of images where the set says none.
 
         Returns:

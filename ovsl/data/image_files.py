@@ -11,7 +11,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
-    """Image files named directly or lying in folders, folders in natural order (``2.jpg`` before ``10.jpg``).
+    """Image files named directly or lying in folders, folders in natural order (`2.jpg` before `10.jpg`).
 
     Args:
         paths: Files and folders.

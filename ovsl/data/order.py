@@ -1,8 +1,8 @@
 """The order of samples: pure functions of (seed, epoch, position), so that a resumed run repeats an unbroken one.
 
-A *position* counts training samples over the whole run and over all processes. Sample ``p`` of a source with ``n`` rows
-is row ``order(seed, p // n)[p % n]``; step ``t`` of a run with global batch ``G`` trains on positions
-``t * G ... (t + 1) * G - 1``. Nothing but that integer has to be remembered: not what workers have prefetched, not the
+A *position* counts training samples over the whole run and over all processes. Sample `p` of a source with `n` rows
+is row `order(seed, p // n)[p % n]`; step `t` of a run with global batch `G` trains on positions
+`t * G ... (t + 1) * G - 1`. Nothing but that integer has to be remembered: not what workers have prefetched, not the
 state of a generator, not the contents of a shuffle buffer.
 """
 
@@ -24,7 +24,7 @@ def row_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
         epoch: Pass over the data, from 0.
 
     Returns:
-        Permutation of ``0 .. num_rows - 1``, int64 ``(num_rows,)``.
+        Permutation of `0 .. num_rows - 1`, int64 `(num_rows,)`.
     """
     return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
@@ -32,9 +32,9 @@ def row_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 def group_order(group_sizes: Sequence[int], seed: int, epoch: int, interleave: int) -> np.ndarray:
     """Random order of rows that can only be read in groups (the row groups of Parquet files).
 
-    The groups are permuted with (seed, epoch), the rows of a group with (seed, epoch, group), and ``interleave`` groups
+    The groups are permuted with (seed, epoch), the rows of a group with (seed, epoch, group), and `interleave` groups
     are open at a time: each gives one row in turn and is replaced by the next group once it is empty. Reading in this
-    order therefore never needs more than ``interleave`` groups at once.
+    order therefore never needs more than `interleave` groups at once.
 
     Args:
         group_sizes: Rows of each group, in the order of the files.
@@ -43,7 +43,7 @@ def group_order(group_sizes: Sequence[int], seed: int, epoch: int, interleave: i
         interleave: Number of groups that are mixed.
 
     Returns:
-        Permutation of all rows (numbered over all groups in order), int64 ``(sum(group_sizes),)``.
+        Permutation of all rows (numbered over all groups in order), int64 `(sum(group_sizes),)`.
     """
     sizes = np.asarray(group_sizes, dtype=np.int64)
     first_row = np.concatenate([[0], np.cumsum(sizes)])
@@ -99,7 +99,7 @@ class PositionSampler(DistributedSampler):
     """Yields, for each training step of one process, the position of the first sample of its batch.
 
     The start is asked for whenever an epoch begins, so a loader made before a checkpoint was restored is still right.
-    It is a ``DistributedSampler`` to Lightning, which therefore leaves it as it is.
+    It is a `DistributedSampler` to Lightning, which therefore leaves it as it is.
 
     Args:
         start: Returns the position at which the next step begins, over all processes.
@@ -132,7 +132,7 @@ class SectionSampler(DistributedSampler):
     """Yields, for evaluation, the batches of one process: lists of row indices, every row once over all processes.
 
     Nothing is repeated to make processes even. Each process gets one contiguous section of the rows and each of its
-    workers one contiguous part of that (batch ``i`` goes to worker ``i mod num_workers``), so that a row group is read
+    workers one contiguous part of that (batch `i` goes to worker `i mod num_workers`), so that a row group is read
     by as few workers as possible.
 
     Args:
@@ -156,7 +156,7 @@ class SectionSampler(DistributedSampler):
         self.batches = [batches[part[turn]] for turn in range(rounds) for part in parts if turn < len(part)]
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Lists of row indices, one per batch."""
+        """List of row indices, one per batch."""
         return iter(self.batches)
 
     def __len__(self) -> int:

@@ -29,26 +29,26 @@ _COMMIT = re.compile(r"@([0-9a-f]{40})/")  # in the resolved files of a reposito
 
 
 class ParquetRows(Source):
-    """Rows of Parquet files, streamed by ``datasets`` one row group at a time.
+    """Rows of Parquet files, streamed by `datasets` one row group at a time.
 
     Row counts come from the footers, so any row can be reached without reading those before it, and a resumed run skips
-    what it has seen without touching it. A reader keeps the encoded rows of the last ``interleave`` row groups.
+    what it has seen without touching it. A reader keeps the encoded rows of the last `interleave` row groups.
 
     Args:
         image_column: Column with the encoded image.
         mask_column: Column with the encoded label mask.
         id_column: Column with a name for the row; None takes the row number.
-        label_transform: What the label values mean, see :func:`label_table`.
+        label_transform: What the label values mean, see `label_table`.
         ignore_index: Label value of the files that stands for "no label".
-        mask_encoding: ``index``: the pixel value of the mask is the label.
+        mask_encoding: `index`: the pixel value of the mask is the label.
         interleave: Row groups that are mixed in training. Memory of a reader grows with it. Where it is a multiple of
             (global batch x workers), every row group is read by one worker only.
         panoptic_column: Column with the encoded panoptic map, an RGB picture of ids R + 256 G + 65536 B, 0 where there
             is no segment; None takes no segments.
-        segments_column: Column that lists the segments of that map: ``id``, ``category_id`` (a label value like those
-            of the mask), ``iscrowd``.
+        segments_column: Column that lists the segments of that map: `id`, `category_id` (a label value like those
+            of the mask), `iscrowd`.
         regions_column: Column with an encoded map of class-agnostic regions, see
-            :class:`~ovsl.data.regions.RegionFolder`; None takes none.
+            `RegionFolder`; None takes none.
         instances_column: Column that lists the true masks of mask AP, where they are not those of the panoptic map
             (COCO's `instances` files), see `ovsl.data.truth.instances_of`.
         width_column: Width of the image, read when batches are grouped by orientation.
@@ -90,7 +90,7 @@ class ParquetRows(Source):
 
     @abstractmethod
     def _builder(self) -> Any:
-        """The ``datasets`` builder of the files."""
+        """The `datasets` builder of the files."""
 
     @property
     @abstractmethod
@@ -168,7 +168,7 @@ class ParquetRows(Source):
         return self.__dict__ | {"_open_groups": OrderedDict()}
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """Row groups permuted and interleaved, rows permuted inside each, see :func:`ovsl.data.order.group_order`."""
+        """Row groups permuted and interleaved, rows permuted inside each, see `group_order`."""
         return group_order(np.diff(self._stream[1]).tolist(), seed, epoch, self.interleave)
 
     def portrait(self) -> np.ndarray:
@@ -182,7 +182,7 @@ class ParquetRows(Source):
         return widths <= heights
 
     def row(self, index: int) -> Row:
-        """Read one row; see :class:`Source`."""
+        """Read one row; see `Source`."""
         first_rows = self._stream[1]
         group = int(np.searchsorted(first_rows, index, side="right")) - 1
         values = self._group(group)[index - int(first_rows[group])]
@@ -243,11 +243,11 @@ class HubSource(ParquetRows):
     """A dataset repository of the Hugging Face Hub, streamed: nothing is stored on disk.
 
     Args:
-        repo: Repository, ``owner/name``.
+        repo: Repository, `owner/name`.
         split: Split of the repository, under the name it has there.
         name: Configuration of the repository, where it has several.
         revision: Branch, tag or commit; a commit makes the run reproducible.
-        **columns: Columns and what they mean, see :class:`ParquetRows`.
+        **columns: Columns and what they mean, see `ParquetRows`.
     """
 
     def __init__(
@@ -293,11 +293,11 @@ class ParquetSource(ParquetRows):
 
     Args:
         files: Folder, file, glob pattern, or a list of these. In a folder, the files of the split are
-            ``<split>-*.parquet``, ``<split>.parquet`` or ``<split>/*.parquet``, at the top or under ``data/``. What is
-            not in the current folder is looked for in the folder that the environment variable ``OVSL_DATA`` names
-            (default ``data``).
+            `<split>-*.parquet`, `<split>.parquet` or `<split>/*.parquet`, at the top or under `data/`. What is
+            not in the current folder is looked for in the folder that the environment variable `OVSL_DATA` names
+            (default `data`).
         split: Split whose files are taken from a folder.
-        **columns: Columns and what they mean, see :class:`ParquetRows`.
+        **columns: Columns and what they mean, see `ParquetRows`.
     """
 
     def __init__(

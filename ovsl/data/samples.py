@@ -44,7 +44,7 @@ class LabelledRows:
     Args:
         source: Where rows come from.
         vocabulary: Classes of the labels.
-        on_error: ``error`` raises on an image that cannot be decoded, ``skip`` counts and logs it.
+        on_error: `error` raises on an image that cannot be decoded, `skip` counts and logs it.
 
     Attributes:
         skipped: Number of rows skipped so far, over all workers of this process.
@@ -79,7 +79,7 @@ class LabelledRows:
             index: Row number.
 
         Returns:
-            The row with a mask of class indices and ``ignore_index``, uint8 or uint16, and segments with class indices;
+            The row with a mask of class indices and `ignore_index`, uint8 or uint16, and segments with class indices;
             segments of ignored classes and those without a pixel are left out. None where the row was skipped.
 
         Raises:
@@ -137,7 +137,7 @@ class LabelledRows:
 
 
 class TrainingBatches(Dataset):
-    """Training batches by position, see :mod:`ovsl.data.order`.
+    """Training batches by position, see `order`.
 
     Args:
         rows: Rows with class indices.
@@ -171,11 +171,11 @@ class TrainingBatches(Dataset):
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> "dict[str, Any] | InputError":
-        """Make the batch whose first sample is at ``position``.
+        """Make the batch whose first sample is at `position`.
 
         Returns:
-            ``image`` uint8 ``(B, 3, H, W)``, ``semantic`` int64 ``(B, H, W)`` and ``id``; from a panoptic source also
-            ``segment_ids`` int32 ``(B, H, W)`` and ``segment_classes``, an int64 ``(N,)`` for each image. An error is
+            `image` uint8 `(B, 3, H, W)`, `semantic` int64 `(B, H, W)` and `id`; from a panoptic source also
+            `segment_ids` int32 `(B, H, W)` and `segment_classes`, an int64 `(N,)` for each image. An error is
             returned, not raised: the loader raises it in the main process.
         """
         try:
@@ -261,11 +261,11 @@ class EvaluationBatches(Dataset):
         """Make the batch of these rows.
 
         Returns:
-            Lists: ``image`` uint8 ``(3, H, W)``, ``semantic`` int64 ``(H0, W0)`` (or ``path``, where unlabelled),
-            ``original_size``, ``id``; from a panoptic source also ``segment_ids`` int32 ``(H0, W0)``,
-            ``segment_classes`` int64 ``(N,)`` and ``segment_crowd`` bool ``(N,)``; from one with instances also
-            `instance_masks`, `instance_classes` and `instance_crowd`; where there are region maps, ``regions`` int32
-            ``(H0, W0)``. None where all rows were skipped. An error is returned, not raised.
+            Lists: `image` uint8 `(3, H, W)`, `semantic` int64 `(H0, W0)` (or `path`, where unlabelled),
+            `original_size`, `id`; from a panoptic source also `segment_ids` int32 `(H0, W0)`,
+            `segment_classes` int64 `(N,)` and `segment_crowd` bool `(N,)`; from one with instances also
+            `instance_masks`, `instance_classes` and `instance_crowd`; where there are region maps, `regions` int32
+            `(H0, W0)`. None where all rows were skipped. An error is returned, not raised.
         """
         batch: dict[str, list[Any]] = {"image": [], "original_size": [], "id": []}
         batch["semantic" if self.labelled else "path"] = []
@@ -322,7 +322,7 @@ class SegmentationLoader(DataLoader):
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore, see :meth:`state_dict`."""
+        """Nothing to restore, see `state_dict`."""
 
 
 def as_made(batch: Any) -> Any:

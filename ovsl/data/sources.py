@@ -43,9 +43,9 @@ class Segments:
     """Segments of one image that do not overlap: its panoptic ground truth.
 
     Attributes:
-        ids: Integers ``(H, W)``: 0 where there is no segment, else 1..N.
-        classes: Label value of segments 1..N, as stored in the file, int64 ``(N,)``.
-        crowd: Whether each is a region of uncounted things, bool ``(N,)``.
+        ids: Integers `(H, W)`: 0 where there is no segment, else 1..N.
+        classes: Label value of segments 1..N, as stored in the file, int64 `(N,)`.
+        crowd: Whether each is a region of uncounted things, bool `(N,)`.
     """
 
     ids: np.ndarray
@@ -56,7 +56,7 @@ class Segments:
         """Leave segments out or merge them.
 
         Args:
-            numbers: New number of segments 1..N, ``(N,)``: 0 leaves one out, equal numbers merge. The numbers in use
+            numbers: New number of segments 1..N, `(N,)`: 0 leaves one out, equal numbers merge. The numbers in use
                 are 1..M; a merged segment has the class of the first of its parts.
         """
         _, first = np.unique(numbers, return_index=True)
@@ -86,12 +86,12 @@ class Row:
 
     Attributes:
         id: Stable name of the image.
-        image: RGB, uint8 ``(H, W, 3)``.
-        semantic: Label values as stored in the file, any integer type ``(H, W)``; None where a source has no labels.
+        image: RGB, uint8 `(H, W, 3)`.
+        semantic: Label values as stored in the file, any integer type `(H, W)`; None where a source has no labels.
         path: File the image came from, where there is one.
         segments: Panoptic ground truth; None where a source gives none.
-        regions: Class-agnostic regions, integers ``(H, W)``, 0 for none; None where a source gives none, see
-            :mod:`ovsl.data.regions`.
+        regions: Class-agnostic regions, integers `(H, W)`, 0 for none; None where a source gives none, see
+            `regions`.
         instances: Ground truth of mask AP, where it is another than the things among the segments.
     """
 
@@ -109,7 +109,7 @@ class Source(ABC):
 
     Attributes:
         name: How messages call this source.
-        label_transform: What the label values of the files mean, see :func:`label_table`.
+        label_transform: What the label values of the files mean, see `label_table`.
         ignore_index: Label value of the files that stands for "no label".
         panoptic: Whether rows have segments.
         has_instances: Whether rows have instances.
@@ -130,7 +130,7 @@ class Source(ABC):
         """Read one row.
 
         Args:
-            index: Row number, ``0 <= index < len(self)``.
+            index: Row number, `0 <= index < len(self)`.
 
         Raises:
             InputError: The row cannot be used.
@@ -144,7 +144,7 @@ class Source(ABC):
         """Read the data that a fingerprint was taken of, where several versions can be had; before all else."""
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """Order of the rows in one training epoch, int64 ``(len(self),)``: a pure function of its arguments."""
+        """Order of the rows in one training epoch, int64 `(len(self),)`: a pure function of its arguments."""
         return row_order(len(self), seed, epoch)
 
     def portrait(self) -> np.ndarray:
@@ -160,7 +160,7 @@ def label_table(transform: LabelTransform, source_ignore_index: int, num_classes
     """Table from the label values of a source to class indices.
 
     Args:
-        transform: ``identity``; ``reduce_zero_label`` (0 is ignored, then every value is lowered by one, as ADE20K
+        transform: `identity`; `reduce_zero_label` (0 is ignored, then every value is lowered by one, as ADE20K
             needs); an integer that is added to every value; a list with the class index of value 0, 1, ...; or a
             dictionary from value to class index that ignores what it does not list.
         source_ignore_index: Value of the files (and of lists and dictionaries) that stands for "no label".
@@ -168,7 +168,7 @@ def label_table(transform: LabelTransform, source_ignore_index: int, num_classes
         ignore_index: What ignored values become.
 
     Returns:
-        int32 ``(65536,)``: class index, ``ignore_index``, or ``INVALID_LABEL``.
+        int32 `(65536,)`: class index, `ignore_index`, or `INVALID_LABEL`.
     """
     values = np.arange(LABEL_VALUES)
     ignored = values == source_ignore_index
@@ -213,7 +213,7 @@ class ImageFiles(Source):
         return len(self.files)
 
     def row(self, index: int) -> Row:
-        """Read one file; see :class:`Source`."""
+        """Read one file; see `Source`."""
         file = self.files[index]
         image = np.asarray(decode_image(file.read_bytes(), f"image '{file}'", mode="RGB", upright=True))
         return Row(self.ids[index], image, None, str(file))

@@ -1,8 +1,8 @@
 """The toy world: generated scenes of coloured and patterned shapes, an open-vocabulary benchmark without a download.
 
-Things are compositions ``attribute shape`` ("red circle", "striped star"); stuff fills the background, so that every
-pixel belongs to a named class. A scene is a pure function of ``(seed, index, size)``: no files, no state.
-The classes are listed in ``ovsl/vocabulary/data/toy.json`` in the order used here.
+Things are compositions `attribute shape` ("red circle", "striped star"); stuff fills the background, so that every
+pixel belongs to a named class. A scene is a pure function of `(seed, index, size)`: no files, no state.
+The classes are listed in `ovsl/vocabulary/data/toy.json` in the order used here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SceneObject:
     """One drawn object.
 
     Args:
-        class_index: Index into ``CLASSES``, below ``len(THINGS)``.
+        class_index: Index into `CLASSES`, below `len(THINGS)`.
         visible_pixels: Number of its pixels that no later object hides.
     """
 
@@ -57,9 +57,9 @@ class Scene:
     """One generated scene.
 
     Args:
-        image: RGB, uint8, ``(H, W, 3)``.
-        semantic: Class index of every pixel, uint8, ``(H, W)``; no pixel is ignored.
-        instances: uint8 ``(H, W)``; 0 where stuff is visible, ``i + 1`` where ``objects[i]`` is.
+        image: RGB, uint8, `(H, W, 3)`.
+        semantic: Class index of every pixel, uint8, `(H, W)`; no pixel is ignored.
+        instances: uint8 `(H, W)`; 0 where stuff is visible, `i + 1` where `objects[i]` is.
         objects: Objects from back to front.
         stuff: Class indices of the background's one or two materials.
         caption: An English sentence that names every object and every material.
@@ -87,14 +87,14 @@ def render_scene(
     object_size: tuple[float, float] = (0.34, 0.62),
     classes: Sequence[int] | None = None,
 ) -> Scene:
-    """Draw scene ``index`` of the world ``seed``.
+    """Draw scene `index` of the world `seed`.
 
     Args:
         seed: Non-negative seed of the world; splits use different seeds.
         index: Non-negative number of the scene.
         size: Height and width in pixels.
         num_objects: Least and largest number of objects; one that finds no free place is left out (never the first).
-        object_size: Range of an object's diameter as a fraction of ``size``.
+        object_size: Range of an object's diameter as a fraction of `size`.
         classes: Thing classes to draw from; all by default.
 
     Returns:
@@ -137,7 +137,7 @@ class ToySource(Source):
         return self.length
 
     def row(self, index: int) -> Row:
-        """Draw one scene; see :class:`Source`."""
+        """Draw one scene; see `Source`."""
         scene = render_scene(self.seed, index, self.size)
         segments = None
         if self.panoptic:
@@ -181,7 +181,7 @@ def _render_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray,
 def _render_object(
     rng: np.random.Generator, image: np.ndarray, instances: np.ndarray, class_index: int, diameter: float, number: int
 ) -> bool:
-    """Draw one object with its shadow into ``image`` and ``instances``; False where no place was found."""
+    """Draw one object with its shadow into `image` and `instances`; False where no place was found."""
     size = image.shape[0]
     attribute, shape = ATTRIBUTES[class_index // len(SHAPES)], SHAPES[class_index % len(SHAPES)]
     angle = rng.uniform(-_TILT, _TILT)
@@ -214,7 +214,7 @@ def _render_object(
 
 
 def _outline(shape: str, radius: float, angle: float, squeeze: float) -> list[np.ndarray]:
-    """Polygons ``(N, 2)`` of a shape around the origin, filled by the even-odd rule."""
+    """Polygons `(N, 2)` of a shape around the origin, filled by the even-odd rule."""
     if shape in ("circle", "ring"):
         turn = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         unit = [
@@ -233,7 +233,7 @@ def _outline(shape: str, radius: float, angle: float, squeeze: float) -> list[np
 def _surface(
     rng: np.random.Generator, attribute: str, inside: np.ndarray, center: np.ndarray, diameter: float, angle: float
 ) -> np.ndarray:
-    """Colour of an object's pixels ``(h, w, 3)``: paint or pattern, lit from one side, with a darker rim."""
+    """Colour of an object's pixels `(h, w, 3)`: paint or pattern, lit from one side, with a darker rim."""
     height, width = inside.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     x, y = x - np.float32(center[0]), y - np.float32(center[1])
@@ -272,7 +272,7 @@ def _noise_crop(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _crop_texture(rng: np.random.Generator, stuff: int, size: int) -> np.ndarray:
-    """A random, randomly lit piece of a material, float32 ``(size, size, 3)``."""
+    """A random, randomly lit piece of a material, float32 `(size, size, 3)`."""
     top, left = rng.integers(0, _BANK_SIZE - size, 2)
     piece = _texture_bank()[stuff][top : top + size, left : left + size]
     if rng.random() < 0.5:
@@ -282,7 +282,7 @@ def _crop_texture(rng: np.random.Generator, stuff: int, size: int) -> np.ndarray
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> np.ndarray:
-    """Fixed unit-variance noise, float32 ``(1024, 1024)``; scenes cut their grain from it, which is much cheaper."""
+    """Fixed unit-variance noise, float32 `(1024, 1024)`; scenes cut their grain from it, which is much cheaper."""
     noise = np.random.default_rng(7).normal(size=(_BANK_SIZE, _BANK_SIZE)).astype(np.float32)
     noise = noise + 2 * cv2.GaussianBlur(noise, (0, 0), 1.5)
     return noise / noise.std()
@@ -290,7 +290,7 @@ def _noise_bank() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _texture_bank() -> list[np.ndarray]:
-    """The four materials in the order of ``STUFF``, float32 ``(1024, 1024, 3)`` each."""
+    """The four materials in the order of `STUFF`, float32 `(1024, 1024, 3)` each."""
     rng = np.random.default_rng(11)
     side = _BANK_SIZE
 

@@ -345,7 +345,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         hue: int,
         **params: Any,
     ) -> np.ndarray:
-        """Distort an RGB image, uint8 ``(H, W, 3)``."""
+        """Distort an RGB image, uint8 `(H, W, 3)`."""
         first, last = (contrast, 1.0) if contrast_first else (1.0, contrast)
         levels = np.arange(256, dtype=np.float32)
         # Each step saturates at 0 and 255, as in the reference.

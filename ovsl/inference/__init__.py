@@ -1,4 +1,4 @@
-"""Inference on :class:`Prediction`: whole image, sliding window, several views; label maps, segments, instances."""
+"""Inference on `Prediction`: whole image, sliding window, several views; label maps, segments, instances."""
 
 from ovsl.inference.instance import Instances
 from ovsl.inference.multi_scale import MultiScale

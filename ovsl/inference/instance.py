@@ -17,9 +17,9 @@ class Instances:
     """Scored masks of one image, which may overlap.
 
     Attributes:
-        scores: ``(N,)``, by descending class score before masks were taken into account.
-        labels: Classes, int64 ``(N,)``.
-        masks: bool ``(N, H, W)``.
+        scores: `(N,)`, by descending class score before masks were taken into account.
+        labels: Classes, int64 `(N,)`.
+        masks: bool `(N, H, W)`.
     """
 
     scores: Tensor
@@ -39,11 +39,11 @@ def instances(
 
     The rule of Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527): one mask may stand for several classes, and
     the score is the class score times the mean mask probability inside the mask. Stuff is dropped after the best
-    pairs were chosen, so fewer than ``max_instances`` may remain.
+    pairs were chosen, so fewer than `max_instances` may remain.
 
     Args:
         prediction: Of B images of one size.
-        size: ``(H, W)`` of the images that the network saw, without padding.
+        size: `(H, W)` of the images that the network saw, without padding.
         original_size: Size at which masks are wanted.
         things: For each class whether it is countable.
         max_instances: Pairs chosen for each image.

@@ -14,7 +14,7 @@ from ovsl.inference.semantic import Inference, Predict, Size, SlidingWindow, Who
 class MultiScale(Inference):
     """Mean of the softmax over views of several scales and their mirror images, MMSegmentation's rule.
 
-    The softmax needs all classes of a pixel, so a ``(C, H0, W0)`` tensor is held for one image at a time. Scales are
+    The softmax needs all classes of a pixel, so a `(C, H0, W0)` tensor is held for one image at a time. Scales are
     relative to the image as the data module hands it over; MMSegmentation resizes the original file once per scale.
 
     Args:
@@ -41,7 +41,7 @@ class MultiScale(Inference):
         class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`Inference.labels`; image by image, images uint8 or 0..1."""
+        """See `labels`; image by image, images uint8 or 0..1."""
         return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:

@@ -16,8 +16,8 @@ class PanopticMap:
     """Segments of one image that do not overlap.
 
     Attributes:
-        segment_ids: int64 ``(H, W)``: 0 where there is no segment, else 1..N.
-        classes: Class of segments 1..N, int64 ``(N,)``.
+        segment_ids: int64 `(H, W)`: 0 where there is no segment, else 1..N.
+        classes: Class of segments 1..N, int64 `(N,)`.
     """
 
     segment_ids: Tensor
@@ -36,13 +36,13 @@ def panoptic_maps(
     """Give every pixel to one mask, then drop masks that lost most of themselves.
 
     The rule of Mask2Former (Cheng et al., CVPR 2022, arXiv 2112.01527): a pixel belongs to the query with the largest
-    product of class score and mask probability; a query stays if it owns at least ``overlap_threshold`` of its own
+    product of class score and mask probability; a query stays if it owns at least `overlap_threshold` of its own
     mask; stuff of one class is one segment, every thing is its own. Queries go through in chunks with a running
-    maximum, so that no ``(Q, H, W)`` tensor is held.
+    maximum, so that no `(Q, H, W)` tensor is held.
 
     Args:
         prediction: Of B images of one size.
-        size: ``(H, W)`` of the images that the network saw, without padding.
+        size: `(H, W)` of the images that the network saw, without padding.
         original_size: Size at which the map is wanted.
         things: For each class whether it is countable.
         object_threshold: Class score that a query has to exceed (0 in FC-CLIP, 0.8 in Mask2Former).
@@ -114,6 +114,6 @@ def _panoptic_map(
 def original_mask_logits(
     prediction: MaskPrediction, image: int, queries: Tensor, size: tuple[int, int], original_size: tuple[int, int]
 ) -> Tensor:
-    """Mask logits of some queries of one image at the original size, ``(len(queries), H0, W0)``."""
+    """Mask logits of some queries of one image at the original size, `(len(queries), H0, W0)`."""
     chosen = replace(prediction, mask_logits=prediction.mask_logits[image, queries].unsqueeze(0))
     return resize(chosen.resized_mask_logits(size), original_size).squeeze(0)

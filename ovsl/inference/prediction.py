@@ -13,7 +13,7 @@ from ovsl.inference.rows import Rows
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resize of ``(B, C, h, w)``, ``align_corners=False``, no antialiasing; a no-op at the same size."""
+    """Bilinear resize of `(B, C, h, w)`, `align_corners=False`, no antialiasing; a no-op at the same size."""
     if maps.shape[-2:] == size:
         return maps
     return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -24,10 +24,10 @@ class DensePrediction:
     """Class scores on a grid.
 
     Attributes:
-        scores: ``(B, C, h, w)``, larger is better.
+        scores: `(B, C, h, w)`, larger is better.
         activation: Applied after the scores were upsampled to the input's size (ZegCLIP averages sigmoids of upsampled
             logits, MaskCLIP upsampled probabilities).
-        class_offset: Subtracted after the activation, ``(C,)``; None for none.
+        class_offset: Subtracted after the activation, `(C,)`; None for none.
         padding: Pixels by which the grid reaches beyond the input at the left, right, top and bottom.
         word_classes: Class of each row of the scores where a class may have several words, ascending, int64; the best
             word speaks for its class. None where rows are classes.
@@ -74,7 +74,7 @@ class DensePrediction:
         return rows
 
     def semantic_scores(self, size: tuple[int, int], classes: slice = slice(None)) -> Tensor:
-        """Scores of some classes at the size of the input, ``(B, C', H, W)``."""
+        """Scores of some classes at the size of the input, `(B, C', H, W)`."""
         return self.score_rows(size, classes).whole()
 
     def _best_words(self, word_classes: Tensor, size: tuple[int, int], classes: slice) -> Rows:
@@ -95,9 +95,9 @@ class MaskPrediction:
     """Masks and their classes, as query-mask methods give them.
 
     Attributes:
-        mask_logits: ``(B, Q, h, w)``.
-        class_scores: Probability of each class for each mask, no-object left out: ``(B, Q, C)``.
-        no_object_scores: Probability that a query holds no object, ``(B, Q)``; None where a method has no such class.
+        mask_logits: `(B, Q, h, w)`.
+        class_scores: Probability of each class for each mask, no-object left out: `(B, Q, C)`.
+        no_object_scores: Probability that a query holds no object, `(B, Q)`; None where a method has no such class.
         padded_size: Size in input pixels that the mask grid spans, padding at the bottom and right included; None
             when the input was not padded.
     """
@@ -113,7 +113,7 @@ class MaskPrediction:
         return self.class_scores.shape[2]
 
     def resized_mask_logits(self, size: tuple[int, int]) -> Tensor:
-        """Mask logits at the size of the input, padding cut away: ``(B, Q, H, W)``."""
+        """Mask logits at the size of the input, padding cut away: `(B, Q, H, W)`."""
         logits = resize(self.mask_logits, self.padded_size or size)
         return logits[..., : size[0], : size[1]]
 
@@ -147,7 +147,7 @@ class MaskPrediction:
         return self.classified(self.mask_rows(size), classes)
 
     def semantic_scores(self, size: tuple[int, int], classes: slice = slice(None)) -> Tensor:
-        """Scores of some classes at the size of the input, ``(B, C', H, W)``; see `classified`."""
+        """Scores of some classes at the size of the input, `(B, C', H, W)`; see `classified`."""
         return self.score_rows(size, classes).whole()
 
 

@@ -19,7 +19,7 @@ class Segmentation:
     """What was found in one image. Not frozen: Lightning moves what a step returns from field to field.
 
     Attributes:
-        labels: Class of every pixel, int64 ``(H, W)``.
+        labels: Class of every pixel, int64 `(H, W)`.
         panoptic: Segments that do not overlap; None where they were not asked for or there are no masks.
         instances: Scored masks of things, likewise.
     """
@@ -60,8 +60,8 @@ def segment(
 
     Args:
         predict: The network with the vocabulary bound.
-        images: ``(B, 3, H, W)``.
-        original_size: Size ``(H0, W0)`` at which everything is wanted.
+        images: `(B, 3, H, W)`.
+        original_size: Size `(H0, W0)` at which everything is wanted.
         inference: How images go through the network.
         things: For each class whether it is countable; None asks for labels only.
         regions: Region maps `(B, H0, W0)` for a method that goes by them, see `Inference.labels`.

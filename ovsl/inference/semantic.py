@@ -48,9 +48,9 @@ class Inference(ABC):
         """Predict the label maps of images of one size.
 
         Args:
-            predict: The network with the vocabulary bound: images ``(B, 3, h, w)`` -> :data:`Prediction`.
-            images: ``(B, 3, H, W)``.
-            original_size: Size ``(H0, W0)`` at which labels are wanted.
+            predict: The network with the vocabulary bound: images `(B, 3, h, w)` -> `Prediction`.
+            images: `(B, 3, H, W)`.
+            original_size: Size `(H0, W0)` at which labels are wanted.
             class_chunk_size: Classes held at full resolution at a time by an inference that makes all rows together;
                 the others make rows in bands.
             regions: Region maps of the original images, integers `(B, H0, W0)`, for methods that go by them.
@@ -94,7 +94,7 @@ class WholeImage(Inference):
         class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`Inference.labels`."""
+        """See `labels`."""
         size = (images.shape[-2], images.shape[-1])
         _, (prediction,) = self.predictions(predict, images, regions)
         return whole_image_labels(prediction, size, original_size, self.resize_masks_first)
@@ -137,7 +137,7 @@ class SlidingWindow(Inference):
         class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
-        """See :meth:`Inference.labels`."""
+        """See `labels`."""
         size = (images.shape[-2], images.shape[-1])
         windows, predictions = self.predictions(predict, images, regions)
         rows = average_window_rows(predictions, windows, size).resized(original_size)
@@ -170,7 +170,7 @@ class SlidingWindow(Inference):
         return windows, [predict(*chunk) for chunk in chunks]
 
     def windows(self, height: int, width: int) -> list[Window]:
-        """Windows ``(y1, x1, y2, x2)`` in row-major order."""
+        """Windows `(y1, x1, y2, x2)` in row-major order."""
 
         def starts(length: int) -> list[int]:
             count = max(length - self.crop_size + self.stride - 1, 0) // self.stride + 1
@@ -191,12 +191,12 @@ def whole_image_labels(
 
     Args:
         prediction: Of B images of one size.
-        size: ``(H, W)`` of the images that the network saw, without padding.
-        original_size: Size ``(H0, W0)`` at which labels are wanted.
+        size: `(H, W)` of the images that the network saw, without padding.
+        original_size: Size `(H0, W0)` at which labels are wanted.
         resize_masks_first: See `WholeImage`.
 
     Returns:
-        int64 ``(B, H0, W0)``, values 0..C-1.
+        int64 `(B, H0, W0)`, values 0..C-1.
     """
     rows = whole_image_rows(prediction, size, original_size, resize_masks_first)
     return rows.labels(prediction.num_channels)
@@ -216,12 +216,12 @@ def average_window_rows(
 
     Args:
         predictions: Predictions of consecutive windows, window-major and image-minor along the batch.
-        windows: Windows ``(y1, x1, y2, x2)`` in the same order, of one size.
-        size: ``(H, W)`` of the image.
+        windows: Windows `(y1, x1, y2, x2)` in the same order, of one size.
+        size: `(H, W)` of the image.
         classes: Classes wanted.
 
     Returns:
-        Rows of ``(B, H, W, C')``.
+        Rows of `(B, H, W, C')`.
     """
     y1, x1, y2, x2 = windows[0]
     counts = [prediction.num_images for prediction in predictions]
@@ -252,7 +252,7 @@ def average_window_rows(
 def average_windows(
     predictions: list[Prediction], windows: list[Window], size: Size, classes: slice = slice(None)
 ) -> Tensor:
-    """Mean of the window scores at every pixel, ``(B, C', H, W)``; see `average_window_rows`."""
+    """Mean of the window scores at every pixel, `(B, C', H, W)`; see `average_window_rows`."""
     return average_window_rows(predictions, windows, size, classes).whole()
 
 
@@ -260,12 +260,12 @@ def running_argmax(scores_of: Callable[[slice], Tensor], num_classes: int, chunk
     """Arg-max over classes of which only a chunk is held at a time.
 
     Args:
-        scores_of: Scores ``(B, C', H, W)`` of a slice of the classes.
+        scores_of: Scores `(B, C', H, W)` of a slice of the classes.
         num_classes: C.
         chunk_size: Classes at a time.
 
     Returns:
-        int64 ``(B, H, W)``.
+        int64 `(B, H, W)`.
     """
     best: Tensor | None = None
     labels: Tensor | None = None

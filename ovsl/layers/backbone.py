@@ -16,15 +16,15 @@ REDUCTIONS = (4, 8, 16, 32)
 
 
 class Backbone(nn.Module):
-    """Any timm backbone with ``features_only``, read as maps at strides 4, 8, 16 and 32.
+    """Any timm backbone with `features_only`, read as maps at strides 4, 8, 16 and 32.
 
     Plain vision transformers have maps of one stride only: those of four evenly spaced blocks are taken, and resized
     to the four strides.
 
     Args:
-        name: timm model name, such as ``mobilenetv2_100``.
+        name: timm model name, such as `mobilenetv2_100`.
         pretrained: Load timm's pretrained weights.
-        options: More arguments of ``timm.create_model``; ``img_size`` for models whose parameters depend on it.
+        options: More arguments of `timm.create_model`; `img_size` for models whose parameters depend on it.
 
     Attributes:
         channels: Channels of the four maps.
@@ -78,7 +78,7 @@ class Backbone(nn.Module):
         self.fixed_size = None if not fixed else (side, side) if isinstance(side, int) else tuple(side)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images ``(B, 3, H, W)`` -> four maps ``(B, C_i, H / stride, W / stride)``, fine to coarse."""
+        """Normalised images `(B, 3, H, W)` -> four maps `(B, C_i, H / stride, W / stride)`, fine to coarse."""
         size = (images.shape[-2], images.shape[-1])
         if self.fixed_size is not None and size != self.fixed_size:
             raise InputError(

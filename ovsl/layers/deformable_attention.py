@@ -14,11 +14,11 @@ class MultiScaleDeformableAttention(nn.Module):
     """Every query looks at a few learned points around its own place on every level.
 
     Zhu et al.: *Deformable DETR*, ICLR 2021, https://arxiv.org/abs/2010.04159, equation 3. Sampling is bilinear with
-    zeros outside the map (``grid_sample``): no compiled extension, no graph break under ``torch.compile``.
+    zeros outside the map (`grid_sample`): no compiled extension, no graph break under `torch.compile`.
 
     Args:
         width: Size of queries and values.
-        num_heads: Number of heads; divides ``width``.
+        num_heads: Number of heads; divides `width`.
         num_levels: Number of feature maps.
         num_points: Points per head and level.
     """
@@ -33,7 +33,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Head h starts with points in direction ``2 pi h / heads``, one pixel further for each point."""
+        """Head h starts with points in direction `2 pi h / heads`, one pixel further for each point."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=1)
         directions = directions / directions.abs().amax(dim=1, keepdim=True)
@@ -54,13 +54,13 @@ class MultiScaleDeformableAttention(nn.Module):
         """Attend.
 
         Args:
-            query: ``(B, N, width)``.
-            value: Tokens of all levels, level after level, each row by row: ``(B, S, width)``.
-            reference_points: Place ``(x, y)`` of each query in 0..1: ``(N, 2)``.
-            sizes: ``(height, width)`` of each level.
+            query: `(B, N, width)`.
+            value: Tokens of all levels, level after level, each row by row: `(B, S, width)`.
+            reference_points: Place `(x, y)` of each query in 0..1: `(N, 2)`.
+            sizes: `(height, width)` of each level.
 
         Returns:
-            ``(B, N, width)``.
+            `(B, N, width)`.
         """
         batch, length, width = query.shape
         heads, levels, points = self.num_heads, self.num_levels, self.num_points
@@ -85,7 +85,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
 
 def cell_centres(sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Tensor:
-    """Centres ``(x, y)`` in 0..1 of the cells of several levels, level after level, row by row: ``(S, 2)``."""
+    """Centres `(x, y)` in 0..1 of the cells of several levels, level after level, row by row: `(S, 2)`."""
     centres = []
     for height, width in sizes:
         y = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height

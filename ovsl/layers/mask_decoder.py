@@ -38,14 +38,14 @@ class MaskedAttentionLayer(nn.Module):
         """Update the queries.
 
         Args:
-            queries: ``(B, Q, width)``.
-            query_positions: ``(Q, width)``.
-            source: Tokens of one level, ``(B, N, width)``.
-            positions: Their positions, ``(N, width)``.
-            attended: bool ``(B, Q, N)``, True where a query may look.
+            queries: `(B, Q, width)`.
+            query_positions: `(Q, width)`.
+            source: Tokens of one level, `(B, N, width)`.
+            positions: Their positions, `(N, width)`.
+            attended: bool `(B, Q, N)`, True where a query may look.
 
         Returns:
-            ``(B, Q, width)``.
+            `(B, Q, width)`.
         """
         crossed = self.cross_attention(queries + query_positions, source + positions, source, attended)
         queries = self.cross_attention_norm(queries + crossed)
@@ -61,11 +61,11 @@ class MaskedAttentionDecoder(nn.Module):
     https://arxiv.org/abs/2112.01527, section 3.2. Classes are left to the method.
 
     Args:
-        in_width: Channels of the multi-scale features; a 1x1 convolution brings them to ``width`` if they differ.
+        in_width: Channels of the multi-scale features; a 1x1 convolution brings them to `width` if they differ.
         width: Size of the queries, and channels of the mask features.
         num_queries: Number of queries Q.
         num_heads: Heads of the attentions.
-        num_layers: Number of layers; layer i reads level ``i mod num_levels``.
+        num_layers: Number of layers; layer i reads level `i mod num_levels`.
         feed_forward: Hidden size of the perceptrons.
         num_levels: Number of multi-scale features.
     """
@@ -100,11 +100,11 @@ class MaskedAttentionDecoder(nn.Module):
         """Predict masks before the first layer and after each one.
 
         Args:
-            mask_features: ``(B, width, h, w)``.
-            levels: Multi-scale features ``(B, in_width, h_l, w_l)``, in the order in which the layers read them.
+            mask_features: `(B, width, h, w)`.
+            levels: Multi-scale features `(B, in_width, h_l, w_l)`, in the order in which the layers read them.
 
         Returns:
-            For each prediction the normalised queries ``(B, Q, width)`` and mask logits ``(B, Q, h, w)``; the last
+            For each prediction the normalised queries `(B, Q, width)` and mask logits `(B, Q, h, w)`; the last
             one is the result, the others are for supervision.
         """
         sizes = [(level.shape[2], level.shape[3]) for level in levels]
@@ -125,7 +125,7 @@ class MaskedAttentionDecoder(nn.Module):
         return predictions
 
     def predict(self, queries: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised queries ``(B, Q, width)`` and their mask logits ``(B, Q, h, w)``."""
+        """Normalised queries `(B, Q, width)` and their mask logits `(B, Q, h, w)`."""
         normalized = self.norm(queries)
         return normalized, torch.einsum("bqc,bchw->bqhw", self.mask_embedding(normalized), mask_features)
 
@@ -134,11 +134,11 @@ def attended_cells(mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
     """Cells of a level that lie in the predicted masks.
 
     Args:
-        mask_logits: ``(B, Q, h, w)``.
-        size: ``(height, width)`` of the level.
+        mask_logits: `(B, Q, h, w)`.
+        size: `(height, width)` of the level.
 
     Returns:
-        bool ``(B, Q, height * width)``, without gradient.
+        bool `(B, Q, height * width)`, without gradient.
     """
     resized = functional.interpolate(mask_logits.detach(), size, mode="bilinear", align_corners=False)
     return resized.flatten(2) >= 0
@@ -150,11 +150,11 @@ def pool_by_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
     The gradient reaches the features, not the masks.
 
     Args:
-        features: ``(B, C, h, w)``.
-        mask_logits: ``(B, Q, h, w)``.
+        features: `(B, C, h, w)`.
+        mask_logits: `(B, Q, h, w)`.
 
     Returns:
-        ``(B, Q, C)``.
+        `(B, Q, C)`.
     """
     masks = (mask_logits.detach() > 0).to(features.dtype)
     area = masks.sum(dim=(2, 3)).unsqueeze(2) + 1e-8

@@ -38,7 +38,7 @@ class DeformableEncoderLayer(nn.Module):
     def forward(
         self, tokens: Tensor, positions: Tensor, reference_points: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> Tensor:
-        """Update the tokens of all levels, ``(B, S, width)`` in and out; positions are ``(S, width)``."""
+        """Update the tokens of all levels, `(B, S, width)` in and out; positions are `(S, width)`."""
         attended = self.attention(tokens + positions, tokens, reference_points, sizes)
         tokens = self.attention_norm(tokens + attended)
         return self.feed_forward_norm(tokens + self.feed_forward(tokens))
@@ -96,10 +96,10 @@ class PixelDecoder(nn.Module):
         """Decode.
 
         Args:
-            features: Backbone maps ``(B, channels, h, w)`` at stride 4, 8, 16 and 32.
+            features: Backbone maps `(B, channels, h, w)` at stride 4, 8, 16 and 32.
 
         Returns:
-            Mask features ``(B, mask_width, H/4, W/4)``, and the multi-scale features ``(B, width, h, w)`` from coarse
+            Mask features `(B, mask_width, H/4, W/4)`, and the multi-scale features `(B, width, h, w)` from coarse
             to fine (stride 32, 16, 8).
         """
         with full_precision(features[0].device):

@@ -13,11 +13,11 @@ def score_map(features: Tensor, text: Tensor) -> Tensor:
     """Cosine of every cell with every text (DenseCLIP, eq. 2), in float32 also under mixed precision.
 
     Args:
-        features: ``(B, D, h, w)``, any length.
-        text: ``(K, D)``, or ``(B, K, D)`` with texts of each image's own; any length.
+        features: `(B, D, h, w)`, any length.
+        text: `(K, D)`, or `(B, K, D)` with texts of each image's own; any length.
 
     Returns:
-        ``(B, K, h, w)`` in -1..1.
+        `(B, K, h, w)` in -1..1.
     """
     with full_precision(features.device):
         dtype = torch.promote_types(features.dtype, torch.float32)

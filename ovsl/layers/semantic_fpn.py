@@ -29,7 +29,7 @@ class FeaturePyramid(nn.Module):
             nn.init.zeros_(conv.bias)
 
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Levels ``(B, C_i, h_i, w_i)``, fine to coarse -> ``(B, width, h_i, w_i)``."""
+        """Levels `(B, C_i, h_i, w_i)`, fine to coarse -> `(B, width, h_i, w_i)`."""
         maps = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
         for index in range(len(maps) - 1, 0, -1):
             finer = maps[index - 1]
@@ -38,7 +38,7 @@ class FeaturePyramid(nn.Module):
 
 
 class SemanticFPNHead(nn.Module):
-    """Level i passes ``max(1, i)`` blocks of 3x3 convolution, BatchNorm and ReLU, each doubled in size for i >= 1.
+    """Level i passes `max(1, i)` blocks of 3x3 convolution, BatchNorm and ReLU, each doubled in size for i >= 1.
 
     Args:
         in_channels: Channels of every level of the pyramid.
@@ -62,7 +62,7 @@ class SemanticFPNHead(nn.Module):
         nn.init.zeros_(self.classifier.bias)  # type: ignore[arg-type]
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Pyramid levels, fine to coarse -> ``(B, out_channels, h_0, w_0)`` at the size of the finest."""
+        """Pyramid levels, fine to coarse -> `(B, out_channels, h_0, w_0)` at the size of the finest."""
         size = levels[0].shape[-2:]
         maps = []
         for index, (branch, level) in enumerate(zip(self.branches, levels, strict=True)):

@@ -29,10 +29,10 @@ def cosine_scores(features: Tensor, text_embeddings: Tensor) -> Tensor:
     """Cosine similarity of every cell with every text.
 
     Args:
-        features: ``(B, D, h, w)``, any length.
-        text_embeddings: Unit vectors ``(N, D)``.
+        features: `(B, D, h, w)`, any length.
+        text_embeddings: Unit vectors `(N, D)`.
 
     Returns:
-        ``(B, N, h, w)`` in -1..1.
+        `(B, N, h, w)` in -1..1.
     """
     return torch.einsum("bdhw,nd->bnhw", unit_vectors(features), text_embeddings)

@@ -73,7 +73,7 @@ class MultiStepSchedule(Schedule):
 
 
 class CosineSchedule(Schedule):
-    """Half a cosine from the base rate to ``minimum``.
+    """Half a cosine from the base rate to `minimum`.
 
     Args:
         minimum: Learning rate at the end of the run.

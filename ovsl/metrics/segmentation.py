@@ -82,7 +82,7 @@ class OpenVocabularyIoU(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """Counts the pixels of one image or batch.
+        """Count the pixels of one image or batch.
 
         Args:
             prediction: Labels in 0..C-1, integers, (B, H, W) or (H, W).
@@ -110,7 +110,7 @@ class OpenVocabularyIoU(Metric):
         self.images = self.images + (len(target) if target.ndim == 3 else 1)
 
     def compute(self) -> dict[str, Tensor]:
-        """Divides the counts.
+        """Divide the counts.
 
         Returns:
             Fractions in 0..1 as float64 on the CPU, NaN where undefined. `scalars` names the single numbers: pixel

@@ -18,7 +18,7 @@ _Panel = tuple[EvaluationResult, list[ClassResult], str]
 
 
 def draw_per_class_chart(results: Sequence[EvaluationResult], path: Path) -> None:
-    """Draws the IoU of every class as horizontal bars, seen and unseen classes in different colours.
+    """Draw the IoU of every class as horizontal bars, seen and unseen classes in different colours.
 
     Each result gets a panel of its own with its classes from best to worst; long vocabularies continue in further
     columns and rows.

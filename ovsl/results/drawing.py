@@ -35,8 +35,8 @@ class Picture:
 
     Attributes:
         id: Name of the image.
-        image: RGB, uint8 ``(H, W, 3)``.
-        prediction: Labels ``(H, W)``.
+        image: RGB, uint8 `(H, W, 3)`.
+        prediction: Labels `(H, W)`.
         truth: Labels `(H, W)` or `ignore_index`; None where there is no ground truth.
         segments: Predicted segments; None where there are none.
         true_segments: Those of the ground truth, likewise.
@@ -51,7 +51,7 @@ class Picture:
 
 
 def colorize(labels: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
-    """Labels ``(H, W)`` as RGB uint8 ``(H, W, 3)``; ignored pixels are white."""
+    """Labels `(H, W)` as RGB uint8 `(H, W, 3)`; ignored pixels are white."""
     colors = np.array([*vocabulary.palette, IGNORED_COLOR], dtype=np.uint8)
     return colors[np.where(labels == vocabulary.ignore_index, len(vocabulary), labels)]
 
@@ -77,7 +77,7 @@ def borders(labels: np.ndarray) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary, opacity: float = 0.55) -> np.ndarray:
-    """Blend a label map over its image, class borders in black: RGB uint8 ``(H, W, 3)``."""
+    """Blend a label map over its image, class borders in black: RGB uint8 `(H, W, 3)`."""
     mixed = (1 - opacity) * image + opacity * colorize(labels, vocabulary)
     mixed[borders(labels)] = 0
     return mixed.round().astype(np.uint8)
@@ -108,7 +108,7 @@ def draw_sheet(pictures: Sequence[Picture], vocabulary: Vocabulary, title: str) 
     """A sheet of pictures, a row each: image, ground truth, prediction; with a legend of class names.
 
     Returns:
-        RGB, uint8 ``(H, W, 3)``.
+        RGB, uint8 `(H, W, 3)`.
     """
     columns = ["image", "ground truth", "prediction", "true segments", "segments"]
     columns = [

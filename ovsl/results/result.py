@@ -70,12 +70,12 @@ class EvaluationResult:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, path: Path) -> None:
-        """Writes a result file, whole or not at all."""
+        """Write a result file, whole or not at all."""
         write_text(path, self.to_json())
 
     @classmethod
     def from_json(cls, text: str) -> EvaluationResult:
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             InputError: If the text is not a result, or one of another version of the format.

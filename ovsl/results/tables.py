@@ -62,7 +62,7 @@ class SeedAverage(EvaluationResult):
 
 
 def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
-    """Puts runs together whose names differ only in `-seed<number>`.
+    """Put runs together whose names differ only in `-seed<number>`.
 
     Returns:
         Means in the order of the first run of each group, the number of seeds in the name; a run without a sister
@@ -93,7 +93,7 @@ def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationRe
 
 
 def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text") -> str:
-    """Makes one table, with figures in percent.
+    """Make one table, with figures in percent.
 
     A line below the table (a column in CSV) says how classes without ground truth were treated. Markdown and LaTeX set
     the best figures of each dataset in bold when there is more than one to choose from.

@@ -1,8 +1,8 @@
-"""``ovsl convert``: checkpoints of the official releases -> ours.
+"""`ovsl convert`: checkpoints of the official releases -> ours.
 
-A method takes part by its ``official.py``: ``convert(state_dict, module)`` loads an official state dict into a freshly
-built module and raises :class:`~ovsl.errors.InputError` at anything missing or left over; ``settings(state_dict)``, if
-it is there, gives ``init_args``, ``vocabulary`` and ``split`` of the published checkpoints.
+A method takes part by its `official.py`: `convert(state_dict, module)` loads an official state dict into a freshly
+built module and raises `InputError` at anything missing or left over; `settings(state_dict)`, if
+it is there, gives `init_args`, `vocabulary` and `split` of the published checkpoints.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def convert(
 
     Args:
         module: Freshly built, with the settings of the release.
-        state_dict: The official ``state_dict``.
-        settings: ``class_path`` and ``init_args`` of the module, recorded in the checkpoint.
+        state_dict: The official `state_dict`.
+        settings: `class_path` and `init_args` of the module, recorded in the checkpoint.
         vocabulary: What the release was trained on.
 
     Returns:
@@ -66,7 +66,7 @@ def convert(
 
 
 def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
-    """Tensors of a ``.pth``, ``.ckpt`` or ``.safetensors`` file.
+    """Tensors of a `.pth`, `.ckpt` or `.safetensors` file.
 
     Args:
         path: The file.
@@ -105,7 +105,7 @@ def read_state_dict(path: Path, trust: bool = False) -> dict[str, Tensor]:
 
 
 def main(args: Sequence[str] | None = None) -> Path:
-    """``ovsl convert zegclip FILE OUT [-c CONFIG] [--vocabulary NAME --split SPLIT] [--clip_from_release]``."""
+    """`ovsl convert zegclip FILE OUT [-c CONFIG] [--vocabulary NAME --split SPLIT] [--clip_from_release]`."""
     methods = convertible_methods()
     parser = model_parser("ovsl convert", DESCRIPTION, required=False)
     parser.add_argument("method", type=str, help=f"One of: {', '.join(methods)}.")
@@ -156,7 +156,7 @@ def main(args: Sequence[str] | None = None) -> Path:
 
 
 def convertible_methods() -> dict[str, type[SegmentationModule]]:
-    """Methods that have an ``official.py``, by the name of their folder."""
+    """Methods that have an `official.py`, by the name of their folder."""
     classes = (getattr(ovsl.methods, name) for name in ovsl.methods.__all__)
     folders = {_folder(method): method for method in classes}
     root = Path(ovsl.methods.__file__).parent

@@ -1,4 +1,4 @@
-"""``ovsl export``: a trained method with a fixed vocabulary as one ONNX file."""
+"""`ovsl export`: a trained method with a fixed vocabulary as one ONNX file."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def export(
         vocabulary: The classes, whose text embeddings become constants.
         path: The file to write.
         size: Height and width of the images.
-        output: ``labels`` or ``scores``.
+        output: `labels` or `scores`.
         opset: ONNX operator set.
 
     Returns:
@@ -141,7 +141,7 @@ def module_answer(module: SegmentationModule, vocabulary: Vocabulary, image: Ten
 
 
 def main(args: Sequence[str] | None = None) -> Path:
-    """``ovsl export OUT.onnx -c RUN_DIR/config.yaml [--vocabulary WORDS] [--size 512]``."""
+    """`ovsl export OUT.onnx -c RUN_DIR/config.yaml [--vocabulary WORDS] [--size 512]`."""
     parser = model_parser("ovsl export", DESCRIPTION)
     parser.add_argument("out", type=Path, help="The file to write.")
     parser.add_argument(

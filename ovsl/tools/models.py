@@ -62,11 +62,11 @@ class ModelFile(ConfigurationFile):
 
 
 def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:
-    """Parser with ``-c FILE`` (repeatable, whole experiments too) and ``--model``.
+    """Parser with `-c FILE` (repeatable, whole experiments too) and `--model`.
 
     Args:
         prog: What the usage line calls the command.
-        description: Shown by ``--help``.
+        description: Shown by `--help`.
         required: Whether a model has to be given.
     """
     parser = Parser(prog=prog, description=description)
@@ -148,7 +148,7 @@ def build_model(parser: ArgumentParser, config: Namespace) -> SegmentationModule
 
 
 def model_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
-    """``class_path`` and ``init_args`` of the parsed model in plain types, as checkpoints record them."""
+    """`class_path` and `init_args` of the parsed model in plain types, as checkpoints record them."""
     plain: dict[str, Any] = yaml.safe_load(parser.dump(config, skip_none=False, skip_validation=True))
     settings: dict[str, Any] = plain["model"]
     return settings

@@ -1,4 +1,4 @@
-"""``ovsl profile``: parameters, multiply-adds, latency and peak memory of any method."""
+"""`ovsl profile`: parameters, multiply-adds, latency and peak memory of any method."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def profile(
         classes: Number of classes.
         batch_size: Images in a batch, for latency and memory.
         repeats: Batches whose median latency is reported.
-        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        device: `cpu`, `cuda` or `cuda:1`.
     """
     model = model.to(device).eval()
     words = Vocabulary.from_words([f"class {number}" for number in range(classes)])
@@ -221,7 +221,7 @@ def _peak_memory(device: torch.device) -> int:
 
 
 def main(args: Sequence[str] | None = None) -> Profile:
-    """``ovsl profile -c configs/methods/zegclip.yaml [--size 512] [--classes 171] [--random_weights]``."""
+    """`ovsl profile -c configs/methods/zegclip.yaml [--size 512] [--classes 171] [--random_weights]`."""
     parser = model_parser("ovsl profile", DESCRIPTION)
     parser.add_function_arguments(profile, skip={"model"}, as_group=False)
     parser.add_argument(

@@ -16,7 +16,7 @@ from ovsl.runs.files import write_text
 
 
 def main(args: Sequence[str]) -> None:
-    """``ovsl report RUN_DIR... [--format text] [--output FILE] [--chart FILE.png] [--stage test]``."""
+    """`ovsl report RUN_DIR... [--format text] [--output FILE] [--chart FILE.png] [--stage test]`."""
     from ovsl.parsing import Parser
 
     parser = Parser(prog="ovsl report", description="Print one table of all results below the directories.")
@@ -70,7 +70,7 @@ def report(
 
 
 def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationResult]:
-    """Reads every `results/*.json` below the given directories, sorted by dataset, stage, method, run and step.
+    """Read every `results/*.json` below the given directories, sorted by dataset, stage, method, run and step.
 
     See `collect_files`.
     """
@@ -78,7 +78,7 @@ def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationR
 
 
 def collect_files(paths: Iterable[Path], stage: str | None = None) -> dict[Path, EvaluationResult]:
-    """Reads every `results/*.json` below the given directories.
+    """Read every `results/*.json` below the given directories.
 
     Args:
         paths: Directories, searched at any depth.

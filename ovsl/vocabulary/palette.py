@@ -32,7 +32,7 @@ def _oklab(rgb: NDArray[np.int64]) -> NDArray[np.float64]:
 
 @lru_cache
 def generate_palette(num_colors: int) -> tuple[tuple[int, int, int], ...]:
-    """Draws colours one by one, each as far as possible from all before it (OKLab distance).
+    """Draw colours one by one, each as far as possible from all before it (OKLab distance).
 
     Deterministic; a shorter palette is a prefix of a longer one, so that a class keeps its colour when words are
     appended. Very dark and very light colours are left out, since they vanish in overlays and legends.

@@ -20,7 +20,7 @@ def available_templates() -> tuple[str, ...]:
 
 
 def load_templates(name: str) -> tuple[str, ...]:
-    """Loads a template set.
+    """Load a template set.
 
     Args:
         name: One of `available_templates()`.

@@ -93,7 +93,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, name: str, split: str | None = None) -> Vocabulary:
-        """Loads one of the vocabularies that come with the package.
+        """Load one of the vocabularies that come with the package.
 
         The ignore index follows the common schema of masks, 255 or, above 254 classes, 65535, also where the
         original release uses another value (Mapillary Vistas: 65).
@@ -129,7 +129,7 @@ class Vocabulary:
 
     @classmethod
     def from_words(cls, words: Sequence[str], name: str = "words") -> Vocabulary:
-        """Makes a vocabulary of free words.
+        """Make a vocabulary of free words.
 
         Args:
             words: One entry for each class; commas separate synonyms, the first is the principal name
@@ -162,7 +162,7 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Vocabulary:
-        """Rebuilds a vocabulary from what `to_dict` gave (lists may stand for tuples, as after JSON or YAML)."""
+        """Rebuild a vocabulary from what `to_dict` gave (lists may stand for tuples, as after JSON or YAML)."""
         seen, things = values["seen"], values["things"]
         return cls(
             name=values["name"],
@@ -199,7 +199,7 @@ class Vocabulary:
         return [index for index in range(len(self)) if self.seen is not None and not self.seen[index]]
 
     def with_seen_from(self, training: Vocabulary, own_names: bool = False) -> Vocabulary:
-        """Marks as seen every class that shares a synonym with a seen class of the training vocabulary.
+        """Mark as seen every class that shares a synonym with a seen class of the training vocabulary.
 
         The overlap rule of FC-CLIP (arXiv:2308.02487), where it steers the ensembling. Its synonyms of a class often
         lack the class's own name ("road" of PASCAL Context, "house" of ADE20K); what is reported as unseen in

@@ -28,7 +28,8 @@ from open_clip import CLIP, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, SimpleToken
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip.image_tower import ConvNeXtTower, ViTTower, open_tower, run_block, run_value_block
+from ovsl.clip.blocks import run_block, run_value_block
+from ovsl.clip.image_tower import ConvNeXtTower, ViTTower, open_tower
 from ovsl.clip.toy import save_toy_clip
 from ovsl.data.toy import CLASSES, STUFF, THINGS
 from ovsl.data.toy_captions import ToyCaptionData

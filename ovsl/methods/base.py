@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
-from ovsl.data import EvaluationTransform, SegmentationDataModule
-from ovsl.data.batches import EvaluationBatch, EvaluationTask, TrainingBatch
+from ovsl.data import EvaluationTransform
+from ovsl.data.batches import TrainingBatch
 from ovsl.data.order import sample_seed
 from ovsl.errors import InputError
-from ovsl.evaluation import DatasetEvaluation, EpisodeEvaluation, Evaluation, RunHeader, Segmenter, Words
-from ovsl.inference import Inference, Prediction, Segmentation, WholeImage
+from ovsl.evaluation import Evaluation, Segmenter, Words
+from ovsl.inference import Inference, Prediction, WholeImage
+from ovsl.methods.evaluated import EvaluatedModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.training_classes import TrainingClasses
 from ovsl.metrics import AbsentClasses
@@ -45,7 +44,7 @@ class Losses:
     figures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-class SegmentationModule(LightningModule, ABC):
+class SegmentationModule(EvaluatedModule):
     """A method of open-vocabulary semantic segmentation on a CLIP.
 
     A subclass builds its network in `__init__` and gives `forward` and, if it trains, `losses`.
@@ -235,12 +234,6 @@ class SegmentationModule(LightningModule, ABC):
 
     # Training ------------------------------------------------------------------------------------------------------
 
-    @property
-    def data(self) -> SegmentationDataModule:
-        """The data of the running trainer."""
-        data: SegmentationDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data
-
     def setup(self, stage: str) -> None:
         """Take the training vocabulary from the data in `fit`; evaluation gets it from the checkpoint."""
         if stage == "predict":
@@ -283,62 +276,19 @@ class SegmentationModule(LightningModule, ABC):
         """Optimiser steps behind the current weights, also when they come from a checkpoint."""
         return max(self.global_step, self._loaded_step)
 
-    # Evaluation ----------------------------------------------------------------------------------------------------
-
-    def on_validation_start(self) -> None:
-        """Bind the words of every dataset of the verb, to weights that are numbers."""
-        check_finite(saved_state(self, self.state_dict()))
-        self.evaluation = Evaluation([self._dataset_evaluation(task) for task in self.data.evaluation_tasks])
-
-    def _dataset_evaluation(self, task: EvaluationTask) -> DatasetEvaluation:
-        if task.episodes:
-            return EpisodeEvaluation(task, lambda words: self.segmenter(words, task.name), self.device)
-        segmenter = self.segmenter(task.vocabulary, task.name)
-        synonyms = self.seen_by_synonyms(task.vocabulary)
-        return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms)
-
-    def _evaluation_precision(self) -> AbstractContextManager[None]:
-        if self.mixed_precision_evaluation:
-            return nullcontext()
-        return torch.autocast(self.device.type, enabled=False)
-
-    on_test_start = on_predict_start = on_validation_start
-
-    def validation_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
-        """Segment a batch and count it; what was found is for callbacks."""
-        with self._evaluation_precision():
-            return self.evaluation.update(dataloader_idx, batch)
-
-    test_step = validation_step  # type: ignore[assignment]
-
-    def predict_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
-        """Segment a batch, with panoptic maps where the method gives them."""
-        with self._evaluation_precision():
-            return self.evaluation.segment(dataloader_idx, batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Compute and log the metrics of every dataset."""
-        self._finish_evaluation("validate", "val")
-
-    def on_test_epoch_end(self) -> None:
-        """Compute and log the metrics of every dataset."""
-        self._finish_evaluation("test", "test")
-
-    def _finish_evaluation(self, stage: str, prefix: str) -> None:
-        header = RunHeader(Path(self.trainer.default_root_dir).name, self.title, stage, self.trained_steps)
-        self.evaluation_results = self.evaluation.results(header)
-        # The trainer takes a figure of this name for the step of all: without it, points lie where the loop stands.
-        self.log("step", float(self.trained_steps))
-        for result in self.evaluation_results:
-            # Every process logs the same value: the metric has summed its counts over all of them already.
-            figures = {name: value for name, value in result.metrics.items() if value is not None}
-            self.log_dict({f"{prefix}/{result.dataset}/{name}": value for name, value in figures.items()})
-
     # Checkpoints ---------------------------------------------------------------------------------------------------
 
     def frozen_names(self) -> set[str]:
         """Name the weights of the frozen CLIP, which checkpoints leave out: its name and hash stand for them."""
         return {f"clip.model.{name}" for name in self.clip.frozen_names()}
+
+    def check_weights(self) -> None:
+        """Refuse weights that are not finite.
+
+        Raises:
+            NotFiniteError: Some of what trains is NaN or infinite.
+        """
+        check_finite(saved_state(self, self.state_dict()))
 
     def record(self) -> CheckpointRecord:
         """Say what the weights belong to."""

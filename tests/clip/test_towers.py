@@ -13,7 +13,8 @@ from ovsl.clip import (
     build_clip,
     build_network,
 )
-from ovsl.clip.image_tower import open_tower, run_value_block
+from ovsl.clip.blocks import run_value_block
+from ovsl.clip.image_tower import open_tower
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import TINY_CLIP

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovsl.data.transforms import EvaluationTransform, PhotometricDistortion, TrainTransform, resize
+from ovsl.data.photometric import PhotometricDistortion
+from ovsl.data.transforms import EvaluationTransform, TrainTransform, resize
 from ovsl.errors import InputError
 
 IGNORE = 255

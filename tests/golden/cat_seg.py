@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ovsl.clip import CLIPSettings, TextEmbeddings
-from ovsl.clip.image_tower import run_block
+from ovsl.clip.blocks import run_block
 from ovsl.inference import Inference
 from ovsl.methods.cat_seg import CATSeg, CATSegSizes, official
 from ovsl.methods.cat_seg.inference import StretchedWholeImage, WindowsAndGlobalView

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import FrozenCLIP, TextClassifier, TextEmbeddings, ViTTower, build_network
-from ovsl.clip.image_tower import run_value_block
+from ovsl.clip.blocks import run_value_block
 from ovsl.inference import DensePrediction, average_windows, resize
 from ovsl.layers import interpolate_positions
 from ovsl.layers.similarity import cosine_scores

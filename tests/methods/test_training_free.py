@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import TextEmbeddings
-from ovsl.clip.image_tower import run_block
+from ovsl.clip.blocks import run_block
 from ovsl.errors import InputError
 from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, SlidingWindow, WholeImage, WordInference, WordRules

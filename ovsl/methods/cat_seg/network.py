@@ -14,7 +14,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip.image_tower import ViTTower, run_block
+from ovsl.clip.blocks import run_block
+from ovsl.clip.image_tower import ViTTower
 from ovsl.layers.score_map import score_map
 from ovsl.methods.cat_seg.aggregation import AggregatorLayer, Chunks, recompute
 from ovsl.methods.cat_seg.decoder import UpsamplingBlock

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ovsl.clip import ViTTower
-from ovsl.clip.image_tower import run_attention, run_value_block
+from ovsl.clip.blocks import run_attention, run_value_block
 from ovsl.inference import resize
 from ovsl.layers import correlations, unit_vectors
 

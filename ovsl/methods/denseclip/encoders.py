@@ -10,7 +10,8 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ovsl.clip import ResNetTower, ViTTower
-from ovsl.clip.image_tower import Grid, run_block
+from ovsl.clip.blocks import run_block
+from ovsl.clip.image_tower import Grid
 from ovsl.errors import InputError
 from ovsl.layers import Backbone, DenseAttentionPool, interpolate_positions
 

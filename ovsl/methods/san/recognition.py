@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import ViTTower
-from ovsl.clip.image_tower import run_block
+from ovsl.clip.blocks import run_block
 from ovsl.layers import attend
 
 

@@ -11,7 +11,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip.image_tower import Grid, ViTTower, run_block
+from ovsl.clip.blocks import run_block
+from ovsl.clip.image_tower import Grid, ViTTower
 from ovsl.errors import InputError
 from ovsl.layers import attend
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import ViTTower
-from ovsl.clip.image_tower import run_block
+from ovsl.clip.blocks import run_block
 from ovsl.errors import InputError
 from ovsl.layers import PositionMode, attend
 

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import ovsl.data
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
-from ovsl.__main__ import TOOLS, main
 from ovsl.callbacks import (
     FiniteValues,
     PredictionFiles,
@@ -42,7 +41,7 @@ from ovsl.shipped import configuration_file
 from ovsl.tools.models import ConfigurationFile, forget_clip_weights
 from ovsl.vocabulary import vocabulary_name
 
-__all__ = ["TOOLS", "Command", "main", "run_lightning"]
+__all__ = ["Command", "run_lightning"]
 
 
 class CommandParser(OneSentence, LightningArgumentParser):

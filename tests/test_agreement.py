@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 import ovsl
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.data import ColorRegions, ToySource
 from tests.conftest import ROOT
 

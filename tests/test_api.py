@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 import ovsl
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.errors import InputError
 from tests.conftest import ROOT, TINY_CLIP
 

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT

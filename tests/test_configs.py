@@ -14,7 +14,7 @@ import yaml
 from pycocotools import mask as coco_mask
 
 import ovsl.methods
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.clip.toy import TOY_CLIPS
 from ovsl.data.catalogue import CatalogueEntry, catalogue
 from ovsl.results.tables import FIGURES

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from tests.conftest import TINY_CLIP
 
 

@@ -28,6 +28,7 @@ import pytest
 import yaml
 
 import ovsl.cli
+from ovsl.__main__ import main
 from ovsl.data import EvaluationTransform, TrainTransform
 from ovsl.recipe import build_optimizer
 from tests.conftest import ROOT
@@ -95,7 +96,7 @@ FACTS = {
 
 def configured(name: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     with pytest.raises(SystemExit):
-        ovsl.cli.main(["fit", "-c", str(ROOT / f"experiments/{name}.yaml"), "--print_config"])
+        main(["fit", "-c", str(ROOT / f"experiments/{name}.yaml"), "--print_config"])
     return yaml.safe_load(capsys.readouterr().out)
 
 
@@ -109,7 +110,7 @@ def test_groups_rates_and_training_are_the_published_ones(
     built: dict[str, Any] = {}
     monkeypatch.setattr(ovsl.cli, "recipe", lambda model, data, trainer: built.update(model=model) or "")
     with pytest.raises(SystemExit):
-        ovsl.cli.main(["fit", "-c", str(small)])
+        main(["fit", "-c", str(small)])
     groups = build_optimizer(built["model"]).param_groups
     found = sorted((group["lr"], group["weight_decay"]) for group in groups)
     np.testing.assert_allclose(found, sorted(facts["groups"].values()), rtol=1e-6)
@@ -168,7 +169,7 @@ def test_the_recipe_is_printed_in_a_dozen_lines(tmp_path: Path, capsys: pytest.C
     shrunken["trainer"] |= {"devices": 8, "max_steps": 60000, "precision": "16-mixed", "accelerator": "gpu"}
     small.write_text(yaml.safe_dump(shrunken | {"run_dir": str(tmp_path / "run")}))
     with pytest.raises(SystemExit) as ended:
-        ovsl.cli.main(["fit", "-c", str(small), "--print_recipe"])
+        main(["fit", "-c", str(small), "--print_recipe"])
     assert ended.value.code == 0
     lines = capsys.readouterr().out.strip().splitlines()
     lines = lines[[line.startswith("data") for line in lines].index(True) :]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.shipped import shipped_configuration, shipped_configurations
 from tests.conftest import ROOT
 

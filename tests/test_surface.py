@@ -15,7 +15,8 @@ from textwrap import wrap
 import jsonargparse
 
 import ovsl.methods
-from ovsl.cli import TOOLS, Command
+from ovsl.__main__ import TOOLS
+from ovsl.cli import Command
 from ovsl.metrics import MaskAveragePrecision, OpenVocabularyIoU, PanopticQuality
 from ovsl.results import ClassResult, EvaluationResult
 

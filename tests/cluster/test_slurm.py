@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.cluster import JobScript, check_launch, job_id, requeue
 from ovsl.cluster.slurm import first_node
 from ovsl.errors import InputError

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from tests.conftest import ROOT, TINY_CLIP
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from tests.conftest import ROOT
 
 CONFIGS = ["configs/methods/patch_text.yaml", "configs/data/toy.yaml"]

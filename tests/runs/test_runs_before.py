@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.errors import InputError
 from ovsl.methods.renamed import RENAMED, check_command, current_content, migrate, migrate_identity
 from ovsl.runs.directory import identity

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.cluster import StopRequest
 from tests.runs.test_resume import assert_same_end, fault, fit, weights
 

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.data import ParquetSource
 from ovsl.data.sources import LARGEST_IMAGE, UndecodableImageError, decode_image
 from ovsl.errors import InputError

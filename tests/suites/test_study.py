@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.errors import InputError, StoppedError
 from ovsl.suites import Study, execution, run_cells
 

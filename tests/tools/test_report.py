@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ovsl.cli import main
+from ovsl.__main__ import main
 from ovsl.errors import InputError
 from ovsl.results import chart as chart_module
 from ovsl.results.chart import draw_per_class_chart

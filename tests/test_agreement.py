@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 
 import ovsl
+import ovsl.methods
 from ovsl.__main__ import main
 from ovsl.data import ColorRegions, ToySource
 from tests.conftest import ROOT
@@ -39,7 +40,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     }
     small.write_text(yaml.safe_dump(settings))
     method = ROOT / f"configs/methods/{request.param}.yaml"
-    trains = "trainable = False" not in source_of(yaml.safe_load(method.read_text())["model"]["class_path"])
+    name = yaml.safe_load(method.read_text())["model"]["class_path"].rpartition(".")[2]
+    trains = getattr(ovsl.methods, name).trainable
     configs = ["-c", str(method), "-c", str(ROOT / "configs/data/toy.yaml"), "-c", str(small)]
     command = [*configs, "--run_dir", str(folder / "run")]
     if trains:
@@ -48,13 +50,6 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     for index in range(SCENES):
         Image.fromarray(TEST.row(index).image).save(folder / f"{TEST.row(index).id.replace('/', '_')}.png")
     return folder / "run"
-
-
-def source_of(class_path: str) -> str:
-    module, _, name = class_path.rpartition(".")
-    path = sys.modules[getattr(sys.modules[module], name).__module__].__file__
-    assert path is not None
-    return Path(path).read_text()
 
 
 def photos(run: Path) -> list[Path]:

@@ -224,3 +224,17 @@ def test_trains_in_mixed_precision(config: dict[str, Any]) -> None:
         loss = torch.stack(list(module.losses(batch()).weighted.values())).sum()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in module.network.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_text_is_not_stale_after_an_optimiser_step(fused: bool) -> None:
+    module = build()
+    contexts = module.contexts.contexts  # type: ignore[union-attr]
+    with torch.no_grad():
+        before = module.text_classifier(WORDS).vectors.clone()
+    module.text_classifier(WORDS).vectors.sum().backward()
+    torch.optim.AdamW([contexts], lr=0.1, fused=fused).step()
+    with torch.no_grad():
+        assert not torch.equal(module.text_classifier(WORDS).vectors, before)
+        kept = module.text_classifier(WORDS).vectors
+        assert module.text_classifier(WORDS).vectors is kept, "what did not change is not embedded again"

@@ -69,7 +69,7 @@ class ContextTextClassifier:
         self.name_length = name_length
         self.renamed = dict(renamed or {})
         self._tokens: dict[tuple[str, ...], Tensor] = {}
-        self._cache: dict[tuple[str, ...], tuple[int, TextEmbeddings]] = {}
+        self._cache: dict[tuple[str, ...], tuple[Tensor, TextEmbeddings]] = {}
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """Text embeddings `(K, D)` of the principal names, not normalised.
@@ -79,13 +79,12 @@ class ContextTextClassifier:
         """
         names = tuple(self.renamed.get(name, name) for name in vocabulary.classes)
         tokens = self.tokenize(names)
-        # In-place updates raise the version of a parameter, by an optimiser as by a checkpoint.
-        version = self.contexts.contexts._version
         if torch.is_grad_enabled():
             return self._embed(tokens)
-        kept = self._cache.get(names)
-        if kept is None or kept[0] != version or kept[1].vectors.device != tokens.device:
-            kept = self._cache[names] = (version, self._embed(tokens))
+        contexts, kept = self.contexts.contexts, self._cache.get(names)
+        # Compared by value: fused optimisers write to a parameter without raising its version.
+        if kept is None or kept[0].device != contexts.device or not torch.equal(kept[0], contexts):
+            kept = self._cache[names] = (contexts.detach().clone(), self._embed(tokens))
         return kept[1]
 
     def tokenize(self, names: tuple[str, ...]) -> Tensor:

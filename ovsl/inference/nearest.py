@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ovsl.inference.prediction import DensePrediction, Prediction
-from ovsl.inference.regions import resize_regions
-from ovsl.inference.semantic import Inference, Predict, Size, whole_image_labels
+from ovsl.inference.semantic import Inference, Predict, Size, WholeImage, whole_image_labels
 
 
 class NearestLabels(Inference):
@@ -25,10 +24,7 @@ class NearestLabels(Inference):
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `Inference.labels`."""
-        if regions is not None:
-            prediction = predict(images, resize_regions(regions, (images.shape[-2], images.shape[-1])))
-        else:
-            prediction = predict(images)
+        _, (prediction,) = WholeImage().predictions(predict, images, regions)
         size = _own_size(prediction, images)
         labels = whole_image_labels(prediction, size, size)
         return enlarge(labels, original_size)

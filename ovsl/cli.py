@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,18 +24,15 @@ from ovsl.callbacks import (
     RunCheckpoint,
 )
 from ovsl.cluster import check_launch
+from ovsl.command_line import recorded_model
 from ovsl.data import SegmentationDataModule
 from ovsl.methods.base import SegmentationModule
-from ovsl.methods.renamed import migrate, migrate_identity
+from ovsl.methods.renamed import migrate_identity
 from ovsl.parsing import OneSentence
-from ovsl.recipe import recipe
+from ovsl.recipe import anywhere, recipe
 from ovsl.runs.directory import RunDirectory, Start, plan
-from ovsl.runs.files import remove_orphans
-from ovsl.runs.owner import RunLock
-from ovsl.runs.record import CheckpointRecord
-from ovsl.runs.trust import check_settings, foreign_name
-from ovsl.shipped import configuration_file
-from ovsl.tools.models import ConfigurationFile, forget_clip_weights
+from ovsl.tools.models import ConfigurationFile
+from ovsl.training import say, train
 from ovsl.vocabulary import vocabulary_name
 
 __all__ = ["Command", "run_lightning"]
@@ -84,19 +78,13 @@ class Command(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let a checkpoint fill what the user did not write: defaults < checkpoint < files < command line."""
         given = [str(argument) for argument in (sys.argv[1:] if args is None else args)]
-        if given and given[0] in self.subcommands():
-            subparser = self._parser(given[0])
-            if given[0] == "predict":
-                # What was found goes to files; kept in memory, it would grow with the number of photos.
-                subparser.set_defaults(
-                    {"data": {"class_path": "ovsl.data.PredictionData"}, "return_predictions": False}
-                )
-            if given[0] != "fit" and (path := checkpoint_of(given[1:])) is not None:
-                settings = CheckpointRecord.read(path).settings
-                # Foreign settings are left out where the user names the model.
-                if settings is not None and (foreign_name(settings) is None or not names_model(given[1:])):
-                    check_settings(settings)
-                    subparser.set_defaults({"model": migrate(settings)})
+        verb = given[0] if given else ""
+        if verb == "predict":
+            # What was found goes to files; kept in memory, it would grow with the number of photos.
+            data = {"class_path": "ovsl.data.PredictionData"}
+            self._parser(verb).set_defaults({"data": data, "return_predictions": False})
+        if verb in self.subcommands() and verb != "fit" and (model := recorded_model(given[1:])) is not None:
+            self._parser(verb).set_defaults({"model": model})
         # Lightning's own version warns of arguments that come from Python, and has nothing else to add.
         self.config = parser.parse_args(given)
 
@@ -108,12 +96,8 @@ class Command(LightningCLI):
         """Settle the run directory and the logger before anything is built."""
         config = self.config[self.subcommand]
         if config.print_recipe:
-            # The machine that prints needs neither the devices nor the weights that the run asks for.
             self.asked = dict(config.trainer)
-            config.trainer.update(Namespace(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None))
-            forget_clip_weights(config)
-            if config.model.init_args.get("backbone_pretrained"):
-                config.model.init_args.backbone_pretrained = False
+            anywhere(config)
         if config.run_dir is None:
             config.run_dir = str(Path("runs") / self._default_run_name(config))
         config.trainer.default_root_dir = config.run_dir
@@ -148,50 +132,13 @@ class Command(LightningCLI):
         self.model.settings = plain["model"]
         self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable, migrate_identity)
         self.config_init[verb]["ckpt_path"] = self.start.checkpoint and str(self.start.checkpoint)
-        _say(self.start.message)
-        if plain["trainer"]["fast_dev_run"] or self.start.complete:
-            return
-        if verb != "fit":
+        say(self.start.message)
+        if verb != "fit" and not plain["trainer"]["fast_dev_run"]:
             rank_zero_only(RunDirectory(Path(plain["run_dir"])).record_evaluation)(verb, plain)
 
     def fit(self, **arguments: Any) -> None:
-        """Train, unless the run is complete already, as the only owner of the run directory."""
-        if self.start.complete:
-            return
-        if self.plain["trainer"]["fast_dev_run"]:
-            self.trainer.fit(**arguments)
-            return
-        directory, source = RunDirectory(Path(self.plain["run_dir"])), self.datamodule.train
-        rank_zero_only(directory.create)()
-        with RunLock(directory.path) if self.trainer.is_global_zero else nullcontext():
-            if source is not None and not self.plain["accept_other_data"]:
-                directory.check_same_data(source)
-            rank_zero_only(remove_orphans)(directory.path)
-            rank_zero_only(directory.record_fit)(self.plain, source and source.fingerprint())
-            if self.start.validate:
-                self.trainer.validate(**arguments)
-                return
-            preemption = next(each for each in self._callbacks if isinstance(each, Preemption))
-            with preemption.request.listening():
-                self.trainer.fit(**arguments)
-            self._say_end(directory)
-
-    @property
-    def _callbacks(self) -> list[Callback]:
-        found: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined] # given by the trainer's parts
-        return found
-
-    def _say_end(self, directory: RunDirectory) -> None:
-        step, most = self.trainer.global_step, self.trainer.max_steps
-        if not self.trainer.should_stop or step == most:
-            return
-        timers = (each for each in self._callbacks if isinstance(each, Timer))
-        if any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers):
-            reason = "trainer.max_time"
-        else:
-            reason = "early stopping" if self.trainer.early_stopping_callbacks else "a callback"
-        rank_zero_only(directory.record_end)(self.plain, step, reason)
-        _say(f"Training is complete: {reason} ended it at step {step}" + (f" of {most}." if most != -1 else "."))
+        """Train, unless the run is complete already."""
+        train(self.trainer, self.plain, self.start, arguments)
 
 
 def run_lightning(args: Sequence[str] | None = None) -> Command:
@@ -214,39 +161,3 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
         parser_kwargs={"prog": "ovsl"},
         args=None if args is None else list(args),
     )
-
-
-def _given(args: Sequence[str], *names: str) -> dict[str, Any]:
-    """What a command gives for some options, in its files or on its line."""
-    scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument("-c", "--config", action="append", default=[], type=configuration_file)
-    for name in names:
-        scout.add_argument(f"--{name}")
-    line, _ = scout.parse_known_args(args)
-    # What is wrong with a file is for the real parser to say.
-    files = [yaml.safe_load(file.read_text()) for file in line.config if file.is_file()]
-    given: dict[str, Any] = {}
-    for source in (*(file for file in files if isinstance(file, dict)), vars(line)):
-        given |= {name: source[name] for name in names if source.get(name) is not None}
-    return given
-
-
-def names_model(args: Sequence[str]) -> bool:
-    """Whether a command names the class of its model, in its files or on its line."""
-    given = _given(args, "model", "model.class_path")
-    model = given.get("model")
-    return isinstance(model, str) or "model.class_path" in given or (isinstance(model, dict) and "class_path" in model)
-
-
-def checkpoint_of(args: Sequence[str]) -> Path | None:
-    """Find the checkpoint that a command names, by `ckpt_path` or by its `run_dir`, in its files or on its line."""
-    given = _given(args, "ckpt_path", "run_dir")
-    if "ckpt_path" in given:
-        return Path(given["ckpt_path"])
-    return RunDirectory(Path(given["run_dir"])).newest_checkpoint()[0] if "run_dir" in given else None
-
-
-@rank_zero_only
-def _say(message: str | None) -> None:
-    if message:
-        print(message, flush=True)

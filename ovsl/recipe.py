@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import torch
+from jsonargparse import Namespace
 
 from ovsl.data import SegmentationDataModule, TrainTransform
 from ovsl.methods.base import SegmentationModule
+from ovsl.tools.models import forget_clip_weights
 
 
 def recipe(model: SegmentationModule, data: SegmentationDataModule, trainer: Mapping[str, Any]) -> str:
@@ -27,7 +28,7 @@ def recipe(model: SegmentationModule, data: SegmentationDataModule, trainer: Map
     length = f"{steps} steps = {images * steps} images" if steps > 0 else "until stopped"
     lines["batch"] = f"{data.batch_size} x {devices} devices x {accumulated} accumulated = {images}; {length}"
     if model.trainable:
-        optimizer = build_optimizer(model)
+        optimizer = model.build_optimizer()
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         total = sum(p.numel() for p in model.parameters())
         lines["trains"] = (
@@ -47,10 +48,16 @@ def recipe(model: SegmentationModule, data: SegmentationDataModule, trainer: Map
     return "\n".join(f"{name:<{width}}  {line}" for name, line in lines.items())
 
 
-def build_optimizer(model: SegmentationModule) -> torch.optim.Optimizer:
-    """Make the optimiser over the method's parameter groups, as `fit` does."""
-    base_rate = model.optimizer([torch.zeros(1)]).defaults["lr"]
-    return model.optimizer(list(model.parameter_groups(float(base_rate))))
+def anywhere(config: Namespace) -> None:
+    """Let a machine print a recipe that has neither the devices nor the weights that its run asks for.
+
+    Args:
+        config: The parsed configuration of a run, changed in place.
+    """
+    config.trainer.update(Namespace(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None))
+    forget_clip_weights(config)
+    if config.model.init_args.get("backbone_pretrained"):
+        config.model.init_args.backbone_pretrained = False
 
 
 def _devices(asked: Any) -> int:

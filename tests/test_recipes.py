@@ -30,7 +30,6 @@ import yaml
 import ovsl.cli
 from ovsl.__main__ import main
 from ovsl.data import EvaluationTransform, TrainTransform
-from ovsl.recipe import build_optimizer
 from tests.conftest import ROOT
 from tests.test_configs import shrunk
 
@@ -111,7 +110,7 @@ def test_groups_rates_and_training_are_the_published_ones(
     monkeypatch.setattr(ovsl.cli, "recipe", lambda model, data, trainer: built.update(model=model) or "")
     with pytest.raises(SystemExit):
         main(["fit", "-c", str(small)])
-    groups = build_optimizer(built["model"]).param_groups
+    groups = built["model"].build_optimizer().param_groups
     found = sorted((group["lr"], group["weight_decay"]) for group in groups)
     np.testing.assert_allclose(found, sorted(facts["groups"].values()), rtol=1e-6)
     names = {id(p): name for name, p in built["model"].named_parameters()}

@@ -18,15 +18,12 @@ from ovsl.data import EvaluationTransform
 from ovsl.data.batches import TrainingBatch
 from ovsl.data.order import sample_seed
 from ovsl.errors import InputError
-from ovsl.evaluation import Evaluation, Segmenter, Words
 from ovsl.inference import Inference, Prediction, WholeImage
 from ovsl.methods.evaluated import EvaluatedModule
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.training_classes import TrainingClasses
 from ovsl.metrics import AbsentClasses
-from ovsl.results import EvaluationResult
-from ovsl.runs.record import CheckpointRecord, CLIPIdentity, check_checkpoint, check_finite, load_weights, saved_state
-from ovsl.vocabulary import Vocabulary
+from ovsl.runs.record import load_weights
 
 __all__ = ["CLIPSettings", "Losses", "SegmentationModule"]
 
@@ -70,12 +67,6 @@ class SegmentationModule(EvaluatedModule):
     trainable: ClassVar[bool] = True
     """Whether the method has anything to train; False for training-free ones."""
 
-    predicts_masks: bool = False
-    """Whether `forward` returns a `MaskPrediction`, which panoptic quality needs."""
-
-    needs_regions: bool = False
-    """Whether `forward` takes region maps, integers `(B, H, W)`, as its third argument."""
-
     photo_transform: ClassVar[EvaluationTransform] = EvaluationTransform(512, 2048, enlarge=False, min_size=64)
     """Size at which photos go through the network unless the user says another: that of the published tests, where it
     does not enlarge them. Photos that are tiny or all but a line are brought to something that every network takes."""
@@ -97,27 +88,16 @@ class SegmentationModule(EvaluatedModule):
         initial_checkpoint: str | None = None,
         mixed_precision_evaluation: bool = False,
     ) -> None:
-        super().__init__()
-        self.clip = clip.build(self.image_tower)
-        self.clip.freeze(train_clip)
+        built = clip.build(self.image_tower)
+        built.freeze(train_clip)
+        super().__init__(built, inference, inference_for or {}, absent_classes, mixed_precision_evaluation)
         self.templates = templates
         self.synonyms: SynonymRule = synonyms or "first"
         self._synonyms_given = synonyms is not None
-        self.inference = inference
-        self.inference_for = inference_for or {}
-        self.absent_classes = absent_classes
         self.optimizer = optimizer
         self.schedule = schedule
         self.initial_checkpoint = initial_checkpoint
-        self.mixed_precision_evaluation = mixed_precision_evaluation
-        # Checkpoints leave the frozen CLIP out; `on_load_checkpoint` is stricter than Lightning's own check.
-        self.strict_loading = False
-        self.training_vocabulary: Vocabulary | None = None
-        self.settings: dict[str, Any] | None = None
-        self.evaluation = Evaluation([])
-        self.evaluation_results: list[EvaluationResult] = []
         self._training_classes: TrainingClasses | None = None
-        self._loaded_step = 0
 
     # What a method gives -----------------------------------------------------------------------------------------
 
@@ -153,14 +133,6 @@ class SegmentationModule(EvaluatedModule):
         """Make what embeds vocabularies; called once, when the first one is embedded."""
         return TextClassifier(self.clip, self.templates, self.synonyms)
 
-    def words(self, vocabulary: Vocabulary) -> Words:
-        """Take a vocabulary to choose from in evaluation: the one place where seen classes are decided.
-
-        A class is seen by an explicit split, or else by sharing a name with a class that the method trained on.
-        """
-        vocabulary = self.with_seen(vocabulary)
-        return Words(vocabulary, self.text_classifier(vocabulary))
-
     def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> object:
         """Run the network as the official code does, whose multiply-adds are published: `forward` by default.
 
@@ -172,17 +144,6 @@ class SegmentationModule(EvaluatedModule):
             *regions: Region maps `(B, H, W)`, where the method needs them.
         """
         return self(images, text, *regions)
-
-    @property
-    def method_name(self) -> str:
-        """What tables and pictures call the method: its class, unless one class stands for several."""
-        return type(self).__name__
-
-    @property
-    def title(self) -> str:
-        """What tables and pictures call the method: a CLIP that knows no word shows in every one of them."""
-        name = self.method_name
-        return name if self.clip.pretrained else f"{name} (random CLIP)"
 
     def use_own_words(self) -> None:
         """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""
@@ -210,28 +171,6 @@ class SegmentationModule(EvaluatedModule):
             self._training_classes = TrainingClasses(self.training_vocabulary, self.text_classifier)
         return self._training_classes
 
-    def with_seen(self, vocabulary: Vocabulary) -> Vocabulary:
-        """Mark the classes that share a name with one that was trained on, unless a split says which are seen."""
-        if vocabulary.seen is not None or self.training_vocabulary is None:
-            return vocabulary
-        return vocabulary.with_seen_from(self.training_vocabulary, own_names=True)
-
-    def seen_by_synonyms(self, vocabulary: Vocabulary) -> tuple[bool, ...] | None:
-        """Seen marks by synonyms alone, as FC-CLIP published; None where they are those of `with_seen`."""
-        if vocabulary.seen is not None or self.training_vocabulary is None:
-            return None
-        seen = vocabulary.with_seen_from(self.training_vocabulary).seen
-        return None if seen == self.with_seen(vocabulary).seen else seen
-
-    def segmenter(self, vocabulary: Vocabulary, dataset: str | None = None) -> Segmenter:
-        """Bind words to this method.
-
-        Args:
-            vocabulary: The classes to choose from.
-            dataset: Name of an evaluation dataset, which may have an inference of its own.
-        """
-        return Segmenter(self, vocabulary, self.inference_for.get(dataset or "", self.inference))
-
     # Training ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -246,10 +185,15 @@ class SegmentationModule(EvaluatedModule):
             self._loaded_step = 0  # the new run counts its own steps
         self.training_vocabulary = self.data.training_vocabulary
 
-    def configure_optimizers(self) -> Any:
-        """Make the optimiser over `parameter_groups`, and the schedule, stepped every optimiser step."""
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Make the optimiser over `parameter_groups`."""
+        # What the optimiser was configured with is known to one that is made.
         base_rate = self.optimizer([torch.zeros(1)]).defaults["lr"]
-        optimizer = self.optimizer(list(self.parameter_groups(float(base_rate))))
+        return self.optimizer(list(self.parameter_groups(float(base_rate))))
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimiser, and the schedule, stepped every optimiser step."""
+        optimizer = self.build_optimizer()
         scheduler = self.schedule.build(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -270,51 +214,3 @@ class SegmentationModule(EvaluatedModule):
         logged = {f"train/{name}": value for name, value in {**losses.weighted, **losses.figures}.items()}
         self.log_dict(logged, batch_size=batch_size)
         return total
-
-    @property
-    def trained_steps(self) -> int:
-        """Optimiser steps behind the current weights, also when they come from a checkpoint."""
-        return max(self.global_step, self._loaded_step)
-
-    # Checkpoints ---------------------------------------------------------------------------------------------------
-
-    def frozen_names(self) -> set[str]:
-        """Name the weights of the frozen CLIP, which checkpoints leave out: its name and hash stand for them."""
-        return {f"clip.model.{name}" for name in self.clip.frozen_names()}
-
-    def check_weights(self) -> None:
-        """Refuse weights that are not finite.
-
-        Raises:
-            NotFiniteError: Some of what trains is NaN or infinite.
-        """
-        check_finite(saved_state(self, self.state_dict()))
-
-    def record(self) -> CheckpointRecord:
-        """Say what the weights belong to."""
-        clip = CLIPIdentity(self.clip.name, self.clip.pretrained, self.clip.sha256)
-        method = f"{type(self).__module__}.{type(self).__qualname__}"
-        return CheckpointRecord(method, self.settings, clip, self.training_vocabulary, self.trained_steps)
-
-    def take_record(self, record: CheckpointRecord) -> None:
-        """Go on from loaded weights: what they trained on, and for how long."""
-        self._loaded_step = record.step
-        if record.training_vocabulary is not None:
-            self.training_vocabulary = record.training_vocabulary
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen CLIP out, and record what the weights belong to."""
-        checkpoint["state_dict"] = saved_state(self, checkpoint["state_dict"])
-        checkpoint["ovsl"] = self.record().to_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint that does not belong to this module (see `CheckpointRecord.check`) or to its data."""
-        record = check_checkpoint(self, checkpoint)
-        ours, theirs = self.training_vocabulary, record.training_vocabulary
-        if ours is not None and theirs is not None and (ours.classes, ours.seen) != (theirs.classes, theirs.seen):
-            raise InputError(
-                f"The checkpoint was trained on {len(theirs)} classes of {theirs.name!r}, but the data has other ones, "
-                f"or another split ({len(ours)} classes of {ours.name!r}); give back the vocabulary of the run, or "
-                "start a new one from these weights (--model.initial_checkpoint)."
-            )
-        self.take_record(record)

@@ -1,4 +1,4 @@
-"""Thin hooks of Lightning into evaluation: validate, test and predict of any method."""
+"""A method that is asked: its words, its segmenter, and thin hooks of Lightning for validate, test and predict."""
 
 from __future__ import annotations
 
@@ -7,53 +7,100 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
-from lightning.pytorch import LightningModule
 
+from ovsl.clip import FrozenCLIP, TextEncoder
 from ovsl.data import SegmentationDataModule
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
-from ovsl.evaluation import DatasetEvaluation, EpisodeEvaluation, Evaluation, RunHeader, Segmenter
-from ovsl.inference import Segmentation
+from ovsl.evaluation import DatasetEvaluation, EpisodeEvaluation, Evaluation, RunHeader, Segmenter, Words
+from ovsl.inference import Inference, Segmentation
+from ovsl.methods.recorded import RecordedModule
 from ovsl.metrics import AbsentClasses
 from ovsl.results import EvaluationResult
 from ovsl.vocabulary import Vocabulary
 
 
-class EvaluatedModule(LightningModule, ABC):
+class EvaluatedModule(RecordedModule, ABC):
     """A module whose evaluation loops ask its segmenter.
+
+    Args:
+        clip: The CLIP of the method.
+        inference: How an image becomes scores or segments.
+        inference_for: Another inference for some evaluation datasets, by their names.
+        absent_classes: How mIoU treats classes that the ground truth of a dataset lacks.
+        mixed_precision_evaluation: Whether evaluation runs in the trainer's mixed precision.
 
     Attributes:
         evaluation: The datasets of the running verb.
         evaluation_results: What the last one found.
-        absent_classes: How mIoU treats classes that the ground truth of a dataset lacks.
-        mixed_precision_evaluation: Whether evaluation runs in the trainer's mixed precision.
     """
 
-    evaluation: Evaluation
-    evaluation_results: list[EvaluationResult]
-    absent_classes: AbsentClasses
-    mixed_precision_evaluation: bool
+    predicts_masks: bool = False
+    """Whether `forward` returns a `MaskPrediction`, which panoptic quality needs."""
+
+    needs_regions: bool = False
+    """Whether `forward` takes region maps, integers `(B, H, W)`, as its third argument."""
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        inference: Inference,
+        inference_for: dict[str, Inference],
+        absent_classes: AbsentClasses,
+        mixed_precision_evaluation: bool,
+    ) -> None:
+        super().__init__(clip)
+        self.inference = inference
+        self.inference_for = inference_for
+        self.absent_classes = absent_classes
+        self.mixed_precision_evaluation = mixed_precision_evaluation
+        self.evaluation = Evaluation([])
+        self.evaluation_results: list[EvaluationResult] = []
 
     @property
     @abstractmethod
+    def text_classifier(self) -> TextEncoder:
+        """Embeds vocabularies."""
+
+    @property
+    def method_name(self) -> str:
+        """What tables and pictures call the method: its class, unless one class stands for several."""
+        return type(self).__name__
+
+    @property
     def title(self) -> str:
-        """What tables and pictures call the method."""
+        """What tables and pictures call the method: a CLIP that knows no word shows in every one of them."""
+        name = self.method_name
+        return name if self.clip.pretrained else f"{name} (random CLIP)"
 
-    @property
-    @abstractmethod
-    def trained_steps(self) -> int:
-        """Optimiser steps behind the current weights."""
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """Take a vocabulary to choose from in evaluation: the one place where seen classes are decided.
 
-    @abstractmethod
-    def check_weights(self) -> None:
-        """Refuse weights that are not finite."""
+        A class is seen by an explicit split, or else by sharing a name with a class that the method trained on.
+        """
+        vocabulary = self.with_seen(vocabulary)
+        return Words(vocabulary, self.text_classifier(vocabulary))
 
-    @abstractmethod
-    def segmenter(self, vocabulary: Vocabulary, dataset: str | None = None) -> Segmenter:
-        """Bind words to this method."""
+    def with_seen(self, vocabulary: Vocabulary) -> Vocabulary:
+        """Mark the classes that share a name with one that was trained on, unless a split says which are seen."""
+        if vocabulary.seen is not None or self.training_vocabulary is None:
+            return vocabulary
+        return vocabulary.with_seen_from(self.training_vocabulary, own_names=True)
 
-    @abstractmethod
     def seen_by_synonyms(self, vocabulary: Vocabulary) -> tuple[bool, ...] | None:
-        """Seen marks by another rule than that of the words, where the two differ."""
+        """Seen marks by synonyms alone, as FC-CLIP published; None where they are those of `with_seen`."""
+        if vocabulary.seen is not None or self.training_vocabulary is None:
+            return None
+        seen = vocabulary.with_seen_from(self.training_vocabulary).seen
+        return None if seen == self.with_seen(vocabulary).seen else seen
+
+    def segmenter(self, vocabulary: Vocabulary, dataset: str | None = None) -> Segmenter:
+        """Bind words to this method.
+
+        Args:
+            vocabulary: The classes to choose from.
+            dataset: Name of an evaluation dataset, which may have an inference of its own.
+        """
+        return Segmenter(self, vocabulary, self.inference_for.get(dataset or "", self.inference))
 
     @property
     def data(self) -> SegmentationDataModule:

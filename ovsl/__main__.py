@@ -75,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    """What `ovsl --help` prints."""
+    """Write what `ovsl --help` prints."""
     lines = ["ovsl: open-vocabulary semantic segmentation", "", "usage: ovsl VERB [-c FILE ...] [--option VALUE ...]"]
     for title, commands in (("verbs", VERBS), ("tools", TOOLS)):
         lines += ["", f"{title}:", *(f"  {name:<9} {text}" for name, text in commands.items())]

@@ -52,7 +52,7 @@ def _names_model(args: Sequence[str]) -> bool:
 
 
 def _given(args: Sequence[str], *names: str) -> dict[str, Any]:
-    """What a command gives for some options, in its files or on its line."""
+    """Find what a command gives for some options, in its files or on its line."""
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scout.add_argument("-c", "--config", action="append", default=[], type=configuration_file)
     for name in names:

@@ -72,7 +72,7 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what it was raised from; a parser that exits was handling what it stands for."""
+    """Give an error, and what it was raised from; a parser that exits was handling what it stands for."""
     current: BaseException | None = error
     while current is not None:
         yield current

@@ -148,7 +148,7 @@ def _expected(message: str) -> str:
 
 
 def _bullets(message: str) -> str:
-    """The first of the parser's reasons."""
+    """Take the first of the parser's reasons."""
     found = re.search(r"^\s*- (.*)", message, re.MULTILINE)
     return (found[1] if found else message.strip().splitlines()[-1]).strip().rstrip(".:")
 

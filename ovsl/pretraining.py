@@ -104,7 +104,7 @@ class ToyCLIPPretraining(L.LightningModule):
         self.tower = tower
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Unit embeddings `(N, D)` of texts made of known words."""
+        """Embed texts made of known words, unit `(N, D)`."""
         tokens = self.tokenizer(texts)
         # Attention is causal and padding comes last: cutting it off changes nothing but the cost.
         length = int((tokens != 0).sum(1).max())
@@ -114,13 +114,13 @@ class ToyCLIPPretraining(L.LightningModule):
         return functional.normalize(x[torch.arange(len(ids)), ids.argmax(-1)] @ self.clip.text_projection, dim=-1)
 
     def encode_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit image embeddings `(B, D)` and unit dense features `(B, D, h, w)` of uint8 images."""
+        """Embed uint8 images: unit embeddings `(B, D)` and unit dense features `(B, D, h, w)`."""
         pixels, tower = self.normalize(image), self.tower
         pooled, dense = _vit_features(tower, pixels) if isinstance(tower, ViTTower) else _conv_features(tower, pixels)
         return functional.normalize(pooled.float(), dim=-1), functional.normalize(dense.float(), dim=1)
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The four losses, not weighted, in the order of the module's docstring."""
+        """Compute the four losses, not weighted, in the order of the module's docstring."""
         present = batch["present"]
         templates = [self.templates[int(i)] for i in torch.randint(len(self.templates), (len(CLASSES),))]
         captions = batch["caption"][: self.captions_per_batch]
@@ -242,7 +242,7 @@ def _conv_features(tower: ConvNeXtTower, pixels: Tensor) -> tuple[Tensor, Tensor
 
 
 def main(args: list[str] | None = None) -> None:
-    """The command `python -m ovsl.pretraining`."""
+    """Run the command `python -m ovsl.pretraining`."""
     LightningCLI(ToyCLIPPretraining, ToyCaptionData, save_config_kwargs={"overwrite": True}, args=args)
 
 

@@ -24,7 +24,7 @@ SHAPES = {"ViT-B-16": (9, (20, 20)), "ViT-L-14-336": (18, (32, 32))}
 
 
 def build(model: str, device: str) -> tuple[ViTTower, Tensor, Tensor]:
-    """The image tower with random weights, tokens after the shallow blocks, and biases of two levels."""
+    """Make an image tower with random weights, tokens after the shallow blocks, and biases of two levels."""
     config = open_clip.get_model_config(model) | {"quick_gelu": True}
     tower = ViTTower(build_network(config).visual.to(device).requires_grad_(False))
     _, (height, width) = SHAPES[model]

@@ -156,7 +156,7 @@ class RunCheckpoint(Checkpoint):
         return sorted(scores, key=lambda step: (sign * scores[step], step))
 
     def _scores(self, directory: RunDirectory) -> dict[int, float]:
-        """What the checkpoints on the disk were measured at."""
+        """Read what the checkpoints on the disk were measured at."""
         try:
             content = json.loads(self._scores_file(directory).read_text())
             if (content["monitor"], content["mode"]) != (self.monitor, self.mode):

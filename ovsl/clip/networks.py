@@ -32,7 +32,7 @@ def build_network(config: dict[str, Any]) -> nn.Module:
 def _convnext_tower(
     embed_dim: int, vision_config: dict[str, Any], depths: Sequence[int], dims: Sequence[int]
 ) -> nn.Module:
-    """An open_clip `TimmModel` around a ConvNeXt of any depths and widths, with CLIP's projection head."""
+    """Build an open_clip `TimmModel` around a ConvNeXt of any depths and widths, with CLIP's projection head."""
     tower = TimmModel("convnext_atto", embed_dim, vision_config["image_size"], pool="", proj="none")
     tower.trunk = timm.create_model("convnext_tiny", num_classes=0, depths=tuple(depths), dims=tuple(dims))
     if vision_config.get("timm_proj", "mlp") == "mlp":

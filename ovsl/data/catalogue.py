@@ -234,7 +234,7 @@ class Catalogued(Source):
 def as_source(
     given: Source | str | None, split: str, panoptic: bool | None = None, instances: bool = False
 ) -> Source | None:
-    """A source as it is; `NAME` or `NAME/SPLIT` as that entry of the catalogue.
+    """Take a source as it is, and `NAME` or `NAME/SPLIT` as that entry of the catalogue.
 
     Args:
         given: A source, the name of a dataset, or nothing.
@@ -260,7 +260,7 @@ def _entries() -> dict[str, CatalogueEntry]:
 
 
 def _open(hub: HubRepository, split: str, vocabulary: Vocabulary) -> HubSource:
-    """The repository's source; what the catalogue only expects of it is looked at first."""
+    """Open the repository's source; what the catalogue only expects of it is looked at first."""
     source = HubSource(
         hub.repo,
         hub.splits[split],

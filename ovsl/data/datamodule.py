@@ -170,7 +170,7 @@ class SegmentationDataModule(LightningDataModule):
         return self._evaluation_loaders("test")
 
     def predict_dataloader(self) -> list[SegmentationLoader]:
-        """The test loaders."""
+        """Give the test loaders."""
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, int]:

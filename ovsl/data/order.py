@@ -124,7 +124,7 @@ class PositionSampler(DistributedSampler):
         return iter(range(first, first + self.steps * global_batch, global_batch))
 
     def __len__(self) -> int:
-        """Steps per epoch."""
+        """Count the steps of an epoch."""
         return self.steps
 
 

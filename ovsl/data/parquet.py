@@ -90,7 +90,7 @@ class ParquetRows(Source):
 
     @abstractmethod
     def _builder(self) -> Any:
-        """The `datasets` builder of the files."""
+        """Make the `datasets` builder of the files."""
 
     @property
     @abstractmethod
@@ -216,7 +216,7 @@ class ParquetRows(Source):
         return Row(id, image, semantic, segments=segments, regions=regions, instances=instances)
 
     def _group(self, group: int) -> list[dict[str, Any]]:
-        """Encoded rows of a row group, from the most recently used ones or from the stream."""
+        """Take the encoded rows of a row group from the most recently used ones, or from the stream."""
         if group in self._open_groups:
             self._open_groups.move_to_end(group)
             return self._open_groups[group]
@@ -344,7 +344,7 @@ class ParquetSource(ParquetRows):
 
 
 def locate(pattern: str) -> Path:
-    """A path as given where it exists, otherwise below the folder of all data, if it exists there."""
+    """Take a path as given where it exists, otherwise below the folder of all data, if it exists there."""
     given = Path(pattern).expanduser()
     stored = Path(os.environ.get("OVSL_DATA", "data")) / given
     return stored if not given.exists() and stored.exists() else given

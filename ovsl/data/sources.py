@@ -123,7 +123,7 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of rows."""
+        """Count the rows."""
 
     @abstractmethod
     def row(self, index: int) -> Row:

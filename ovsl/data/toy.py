@@ -272,7 +272,7 @@ def _noise_crop(rng: np.random.Generator, height: int, width: int) -> np.ndarray
 
 
 def _crop_texture(rng: np.random.Generator, stuff: int, size: int) -> np.ndarray:
-    """A random, randomly lit piece of a material, float32 `(size, size, 3)`."""
+    """Cut a random, randomly lit piece of a material, float32 `(size, size, 3)`."""
     top, left = rng.integers(0, _BANK_SIZE - size, 2)
     piece = _texture_bank()[stuff][top : top + size, left : left + size]
     if rng.random() < 0.5:
@@ -282,7 +282,7 @@ def _crop_texture(rng: np.random.Generator, stuff: int, size: int) -> np.ndarray
 
 @lru_cache(maxsize=1)
 def _noise_bank() -> np.ndarray:
-    """Fixed unit-variance noise, float32 `(1024, 1024)`; scenes cut their grain from it, which is much cheaper."""
+    """Make fixed unit-variance noise, float32 `(1024, 1024)`; scenes cut their grain from it, which is much cheaper."""
     noise = np.random.default_rng(7).normal(size=(_BANK_SIZE, _BANK_SIZE)).astype(np.float32)
     noise = noise + 2 * cv2.GaussianBlur(noise, (0, 0), 1.5)
     return noise / noise.std()
@@ -290,7 +290,7 @@ def _noise_bank() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _texture_bank() -> list[np.ndarray]:
-    """The four materials in the order of `STUFF`, float32 `(1024, 1024, 3)` each."""
+    """Make the four materials in the order of `STUFF`, float32 `(1024, 1024, 3)` each."""
     rng = np.random.default_rng(11)
     side = _BANK_SIZE
 

@@ -133,7 +133,7 @@ class ToyCaptionData(L.LightningDataModule):
         self.evaluation_scenes, self.evaluation_views = evaluation_scenes, evaluation_views
 
     def train_dataloader(self) -> DataLoader:
-        """The endless stream."""
+        """Go through the endless stream."""
         return DataLoader(self.stream, batch_size=None, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:

@@ -122,7 +122,7 @@ class Segmenter:
         return [segmentation.enlarged(size) for segmentation, size in zip(found, sizes, strict=True)]
 
     def _affordable(self, size: Size) -> Size:
-        """The largest size of the same shape whose maps are held without harm."""
+        """Find the largest size of the same shape whose maps are held without harm."""
         if self.method.predicts_masks:
             maps = MASKS
         elif isinstance(self.inference, WholeImage | SlidingWindow):

@@ -38,7 +38,6 @@ class MultiScale(Inference):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `labels`; image by image, images uint8 or 0..1."""

@@ -20,7 +20,6 @@ class NearestLabels(Inference):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `Inference.labels`."""

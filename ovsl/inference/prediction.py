@@ -55,7 +55,7 @@ class DensePrediction:
         return self.scores.shape[0]
 
     def images(self, chosen: slice) -> DensePrediction:
-        """The prediction of some images of the batch."""
+        """Take the prediction of some images of the batch."""
         return replace(self, scores=self.scores[chosen])
 
     def score_rows(self, size: tuple[int, int], classes: slice = slice(None)) -> Rows:
@@ -128,7 +128,7 @@ class MaskPrediction:
         return self.mask_logits.shape[0]
 
     def images(self, chosen: slice) -> MaskPrediction:
-        """The prediction of some images of the batch."""
+        """Take the prediction of some images of the batch."""
         no_object = None if self.no_object_scores is None else self.no_object_scores[chosen]
         masks, scores = self.mask_logits[chosen], self.class_scores[chosen]
         return replace(self, mask_logits=masks, class_scores=scores, no_object_scores=no_object)

@@ -42,7 +42,6 @@ class Inference(ABC):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """Predict the label maps of images of one size.
@@ -51,8 +50,6 @@ class Inference(ABC):
             predict: The network with the vocabulary bound: images `(B, 3, h, w)` -> `Prediction`.
             images: `(B, 3, H, W)`.
             original_size: Size `(H0, W0)` at which labels are wanted.
-            class_chunk_size: Classes held at full resolution at a time by an inference that makes all rows together;
-                the others make rows in bands.
             regions: Region maps of the original images, integers `(B, H0, W0)`, for methods that go by them.
 
         Returns:
@@ -91,7 +88,6 @@ class WholeImage(Inference):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `labels`."""
@@ -134,7 +130,6 @@ class SlidingWindow(Inference):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `labels`."""

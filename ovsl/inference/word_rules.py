@@ -155,6 +155,7 @@ class WordInference(Inference):
         at_input_size: Whether the scores are brought to the size of the input on their way to the original size. SCLIP
             does not where the whole image is one window. A sliding window always does.
         correct_regions: Give all pixels of a region its most frequent label in the end (CorrCLIP).
+        word_chunk_size: Words whose scores are held at full resolution at a time.
     """
 
     def __init__(
@@ -164,12 +165,14 @@ class WordInference(Inference):
         refinement: PAMR | None = None,
         at_input_size: bool = True,
         correct_regions: bool = False,
+        word_chunk_size: int = 32,
     ) -> None:
         self.inference = inference
         self.rules = rules
         self.refinement = refinement
         self.at_input_size = at_input_size
         self.correct_regions = correct_regions
+        self.word_chunk_size = word_chunk_size
 
     def check(self, vocabulary: Vocabulary) -> None:
         """See `WordRules.check`."""
@@ -180,12 +183,11 @@ class WordInference(Inference):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `Inference.labels`; the prediction has to be dense."""
         scores_of, word_classes = self.word_scores(predict, images, original_size, regions)
-        labels = self.rules.labels(scores_of, word_classes, class_chunk_size)
+        labels = self.rules.labels(scores_of, word_classes, self.word_chunk_size)
         if self.correct_regions and regions is not None:
             return most_frequent_labels(labels, regions)
         return labels

@@ -89,7 +89,7 @@ class DINO(nn.Module):
         return self._map(self.model.norm(tokens), grid)
 
     def last_projections(self, images: Tensor) -> AttentionProjections:
-        """Queries, keys and values of the last block; what follows them is not computed.
+        """Compute queries, keys and values of the last block; what follows them is not computed.
 
         Args:
             images: As for `forward`.

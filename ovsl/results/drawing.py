@@ -105,7 +105,7 @@ def present_classes(maps: Sequence[np.ndarray], vocabulary: Vocabulary, most: in
 
 
 def draw_sheet(pictures: Sequence[Picture], vocabulary: Vocabulary, title: str) -> np.ndarray:
-    """A sheet of pictures, a row each: image, ground truth, prediction; with a legend of class names.
+    """Draw a sheet of pictures, a row each: image, ground truth, prediction; with a legend of class names.
 
     Returns:
         RGB, uint8 `(H, W, 3)`.

@@ -155,7 +155,7 @@ def note_of(absent_classes: str) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A fraction in percent with one decimal, or a dash where it is undefined."""
+    """Write a fraction in percent with one decimal, or a dash where it is undefined."""
     return _UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 

@@ -53,7 +53,7 @@ class RunDirectory:
         return self.path / "checkpoints" / f"step-{step}.ckpt"
 
     def saved_steps(self) -> list[int]:
-        """Steps whose checkpoints are there, the newest first."""
+        """List the steps whose checkpoints are there, the newest first."""
         found = (_STEP.fullmatch(file.name) for file in self.path.glob("checkpoints/step-*.ckpt"))
         return sorted((int(match[1]) for match in found if match), reverse=True)
 
@@ -167,7 +167,7 @@ class RunDirectory:
         return True
 
     def _record(self) -> dict[str, Any] | None:
-        """What `run.json` says; None without one."""
+        """Read what `run.json` says; None without one."""
         file = self.path / "run.json"
         if not file.is_file():
             return None
@@ -300,7 +300,7 @@ def plan(verb: str, config: dict[str, Any], method: str, trainable: bool, migrat
 
 
 def _limits(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides when a run ends."""
+    """Give what decides when a run ends."""
     trainer = config["trainer"]
     return {key: trainer.get(key) for key in ("max_steps", "max_epochs", "max_time", "min_steps", "callbacks")}
 

@@ -122,7 +122,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _machine() -> str:
-    """What has one numbering of processes: a boot of a machine, or a container on it."""
+    """Name what has one numbering of processes: a boot of a machine, or a container on it."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{host_name()} {boot} {Path('/proc/self/ns/pid').readlink()}"

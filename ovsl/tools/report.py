@@ -35,7 +35,7 @@ def report(
     stage: Literal["test", "validate"] | None = None,
     average_seeds: bool = False,
 ) -> None:
-    """Prints one table of all results found below the given directories.
+    """Print one table of all results found below the given directories.
 
     Args:
         run_dirs: Run directories, or directories that hold several; `results` folders are searched at any depth.
@@ -116,5 +116,5 @@ def _sorted(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
 
 
 def _run_name(run_dir: Path, searched: Path) -> str:
-    """What tells a run from the others found: its path below the searched directory."""
+    """Tell a run from the others found: its path below the searched directory."""
     return run_dir.name if run_dir in (searched, searched.parent) else run_dir.relative_to(searched).as_posix()

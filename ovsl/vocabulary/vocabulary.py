@@ -249,7 +249,7 @@ class Vocabulary:
         return found[0]
 
     def subset(self, indices: Sequence[int], name: str | None = None) -> Vocabulary:
-        """The vocabulary of the chosen classes, in the order given; label `i` of it is label `indices[i]` of this one.
+        """Choose classes, in the order given; label `i` of the result is label `indices[i]` of this vocabulary.
 
         Args:
             indices: Classes to keep, in 0..`len(self)` - 1.
@@ -273,7 +273,7 @@ class Vocabulary:
 
 
 def _key(word: str) -> str:
-    """What two spellings of the same name have in common."""
+    """Reduce a name to what its spellings have in common."""
     return " ".join(word.split()).casefold()
 
 

@@ -88,7 +88,9 @@ def build(case: Case) -> CATSeg:
         class_chunk_size=2,
         size_divisor=config["size_divisibility"],
         train_clip=TRAIN_CLIP.get(config["clip_finetune"], ()),
-        inference=WindowsAndGlobalView(out_res[0], config["eval"]["kernel"], config["eval"]["overlap"]),
+        inference=WindowsAndGlobalView(
+            out_res[0], config["eval"]["kernel"], config["eval"]["overlap"], class_chunk_size=2
+        ),
     )
     module.text_classifier.templates = tuple(meta["templates"])
     for buffer, recorded in ((module.clip.mean, "pixel_mean"), (module.clip.std, "pixel_std")):
@@ -252,7 +254,7 @@ def evaluate(module: CATSeg, case: Case) -> dict[str, Tensor]:
     text = module.text_classifier(vocabulary)
     image, size = case.io["eval.image"][None], tuple(options["output_size"])
     assert list(image.shape[2:]) == options["image_size"]
-    windows, whole = module.inference, StretchedWholeImage(module.size_divisor, module.clip.mean.flatten().tolist())
+    windows, whole = module.inference, StretchedWholeImage(module.size_divisor, module.clip.mean.flatten().tolist(), 2)
     assert isinstance(windows, WindowsAndGlobalView)
     modes: list[tuple[str, Inference, Tensor]] = [
         ("eval", windows, windows.views(image)),
@@ -268,6 +270,6 @@ def evaluate(module: CATSeg, case: Case) -> dict[str, Tensor]:
             return {f"{prefix}.sem_seg": inference.scores(predict, image, size)[0]}
 
         out |= observe(prefix, module, module.network_input(views), text, run)
-        labels = inference.labels(predict, image, size, class_chunk_size=2)[0]
+        labels = inference.labels(predict, image, size)[0]
         out |= {f"{prefix}.pred": labels, f"{prefix}.pred_background": labels.clamp(max=options["num_foreground"])}
     return out

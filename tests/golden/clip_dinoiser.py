@@ -156,7 +156,7 @@ def slide_tensors(
         "slide_windows": torch.tensor(windows),
         "slide_prob_full": full,
         "slide_prob_ori": resize(full, original),
-        "slide_pred": inference.labels(lambda crops: module(crops, text), image, original, class_chunk_size=2),
+        "slide_pred": inference.labels(lambda crops: module(crops, text), image, original),
     }
 
 

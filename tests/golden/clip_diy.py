@@ -83,7 +83,7 @@ def compute(case: Case) -> dict[str, Tensor]:
         scores = out["fused"] = guide(scores, out["saliency"])
 
     def labels(size: tuple[int, int]) -> Tensor:
-        return NearestLabels().labels(lambda _: DensePrediction(scores), image, size, class_chunk_size=2)
+        return NearestLabels().labels(lambda _: DensePrediction(scores), image, size)
 
     out |= {"pred": labels((side, side)), "pred_at_gt": labels(tuple(meta["gt_size"]))}
     return {name: tensor for name, tensor in out.items() if name in io}

@@ -209,7 +209,7 @@ def compute_windows(case: Case, module: DenseCLIP, text: TextEmbeddings) -> dict
     return {
         "slide_logits": resize(scores, original),
         "slide_prob": single.scores(predict, image, original),
-        "slide_pred": inference.labels(predict, image, original, class_chunk_size=2),
+        "slide_pred": inference.labels(predict, image, original),
         "slide_prob_flip": functional.softmax(resize(flipped, original), 1).flip(-1),
         "aug_pred": views.labels(predict, image, original),
     }

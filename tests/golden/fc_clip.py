@@ -311,7 +311,7 @@ def outputs(
     for scores, resize_masks_first in ((first, True), (last, False)):
         # The map that users get, from bands of rows, is the arg-max of the recorded scores.
         image = torch.zeros(1, 3, *size)
-        labels = WholeImage(resize_masks_first).labels(lambda _: one, image, original, class_chunk_size=2)
+        labels = WholeImage(resize_masks_first).labels(lambda _: one, image, original)
         assert (labels[0] == scores.argmax(0)).float().mean() > 0.999
     panoptic = panoptic_maps(
         one, size, original, things, options["object_mask_threshold"], options["overlap_threshold"], 3

@@ -123,6 +123,6 @@ def compute(case: Case) -> dict[str, Tensor]:
             "slide_prob_full": full,
             "slide_prob_ori": resize(full, original),
             # Made by rows, not by averaging whole maps, which is what is checked.
-            "slide_pred": inference.labels(predict, slide_image, original, class_chunk_size=2),
+            "slide_pred": inference.labels(predict, slide_image, original),
         }
     return {name: tensor for name, tensor in out.items() if name in io}

@@ -106,7 +106,7 @@ def compute(case: Case) -> dict[str, Tensor]:
             "query_prob": (rules.logit_scale * scores).softmax(1)[0],
             "class_prob": probabilities[0],
             "pred_argmax": probabilities.argmax(1),
-            "slide_pred": inference.labels(predict, images, original, class_chunk_size=3, regions=regions),
+            "slide_pred": inference.labels(predict, images, original, regions=regions),
         }
         if rules.area_threshold is not None:
             small = rules.small_classes(probabilities.argmax(1), text.num_classes)
@@ -207,6 +207,7 @@ def word_inference(case: Case) -> WordInference:
         PAMR(steps, options["pamr_dilations"]) if steps else None,
         at_input_size=case.method != "sclip",
         correct_regions=case.method == "corrclip",
+        word_chunk_size=3,
     )
 
 

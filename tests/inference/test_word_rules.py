@@ -92,7 +92,7 @@ def random_images(height: int = 40, width: int = 52) -> Tensor:
 @pytest.mark.parametrize("inner", [WholeImage(), SlidingWindow(24, 16)])
 def test_windows_are_joined_word_by_word(inner: WholeImage | SlidingWindow) -> None:
     images = random_images()
-    inference = WordInference(inner, WordRules(5.0))
+    inference = WordInference(inner, WordRules(5.0), word_chunk_size=2)
     if isinstance(inner, SlidingWindow):
         total, count = torch.zeros(1, len(WORD_CLASSES), 40, 52), torch.zeros(40, 52)
         for y1, x1, y2, x2 in inner.windows(40, 52):
@@ -102,7 +102,7 @@ def test_windows_are_joined_word_by_word(inner: WholeImage | SlidingWindow) -> N
     else:
         scores = resize(predict(images).scores, (40, 52))
     expected = plain_labels(inference.rules, resize(scores, (33, 41)))
-    assert torch.equal(inference.labels(predict, images, (33, 41), class_chunk_size=2), expected)
+    assert torch.equal(inference.labels(predict, images, (33, 41)), expected)
     assert torch.equal(inference.scores(predict, images, (33, 41)).argmax(1), expected)
 
 
@@ -121,7 +121,7 @@ def test_other_inferences_take_the_best_word_of_a_class() -> None:
     expected = torch.stack([scores[0, c == WORD_CLASSES].amax(0) for c in range(4)])[None]
     torch.testing.assert_close(predict(images).semantic_scores((40, 52)), expected)
     torch.testing.assert_close(predict(images).semantic_scores((40, 52), slice(1, 3)), expected[:, 1:3])
-    assert torch.equal(WholeImage().labels(predict, images, (40, 52), class_chunk_size=3), expected.argmax(1))
+    assert torch.equal(WholeImage().labels(predict, images, (40, 52)), expected.argmax(1))
 
 
 def test_padding_is_cut_away_after_the_resize() -> None:

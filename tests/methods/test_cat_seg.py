@@ -299,7 +299,7 @@ def test_the_order_of_the_classes_does_not_matter() -> None:
 
 def test_labels_of_the_five_views_are_those_of_the_scores() -> None:
     module, text = build().eval(), random_text(7)
-    inference = WindowsAndGlobalView(image_size=80, crop_size=48, overlap=0.333, view_batch_size=2)
+    inference = WindowsAndGlobalView(image_size=80, crop_size=48, overlap=0.333, view_batch_size=2, class_chunk_size=2)
     images = torch.randint(256, (2, 3, 50, 61), dtype=torch.uint8)
 
     def predict(views: Tensor) -> Any:
@@ -307,7 +307,7 @@ def test_labels_of_the_five_views_are_those_of_the_scores() -> None:
 
     with torch.no_grad():
         scores = inference.scores(predict, images, (45, 55))
-        labels = inference.labels(predict, images, (45, 55), class_chunk_size=3)
+        labels = inference.labels(predict, images, (45, 55))
         alone = inference.scores(predict, images[1:], (45, 55))
     assert scores.shape == (2, 7, 45, 55)
     assert torch.equal(scores.argmax(1), labels)

@@ -83,7 +83,7 @@ def from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def shift_mask(size: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor:
-    """What keeps a shifted window from attending across the border of the map: 0 or -100, `(windows, n, n)`."""
+    """Keep a shifted window from attending across the border of the map: 0 or -100, `(windows, n, n)`."""
     rows, columns = (
         torch.bucketize(
             torch.arange(side, device=device), torch.tensor([side - window, side - shift], device=device), right=True
@@ -120,7 +120,7 @@ class SwinBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, maps: Tensor, guidance: Tensor | None) -> Tensor:
-        """Maps `(B, T, h, w, width)` and guidance `(B, 1, h, w, guidance_width)` -> maps.
+        """Take maps `(B, T, h, w, width)` and guidance `(B, 1, h, w, guidance_width)`, return maps.
 
         Raises:
             InputError: Windows do not tile the map.
@@ -325,7 +325,7 @@ class AggregatorLayer(nn.Module):
         chunks: Chunks,
         as_released: bool = False,
     ) -> Tensor:
-        """Maps `(B, T, h, w, width)`, appearance `(B, 1, h, w, width)` and text `(B, 1, T, width)` -> maps."""
+        """Take maps `(B, T, h, w, width)`, appearance `(B, 1, h, w, width)`, text `(B, 1, T, width)`, return maps."""
 
         def aggregate(chunk: Tensor) -> Tensor:
             repeated = appearance

@@ -13,7 +13,7 @@ class GuidedConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
     def forward(self, maps: Tensor, guidance: Tensor | None) -> Tensor:
-        """Maps `(B, T, C, h, w)` and guidance `(B, 1, G, h, w)` -> `(B, T, out_channels, h, w)`."""
+        """Take maps `(B, T, C, h, w)` and guidance `(B, 1, G, h, w)`, return `(B, T, out_channels, h, w)`."""
         width = maps.shape[2]
         found = self._convolve(maps, self.weight[:, :width])
         return found if guidance is None else found + self._convolve(guidance, self.weight[:, width:])
@@ -40,7 +40,7 @@ class UpsamplingBlock(nn.Module):
         self.norm2 = nn.GroupNorm(out_width // 16, out_width)
 
     def forward(self, maps: Tensor, guidance: Tensor | None) -> Tensor:
-        """Maps `(B, T, width, h, w)`, guidance `(B, 1, guidance_width, 2h, 2w)` -> `(B, T, out_width, 2h, 2w)`."""
+        """Take maps `(B, T, width, h, w)`, guidance `(B, 1, G, 2h, 2w)`, return `(B, T, out_width, 2h, 2w)`."""
         batch = maps.shape[:2]
         maps = self.conv1(self.up(maps.flatten(0, 1)).unflatten(0, batch), guidance).flatten(0, 1)
         maps = functional.relu(self.norm1(maps))

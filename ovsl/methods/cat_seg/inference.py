@@ -25,15 +25,22 @@ class WindowsAndGlobalView(Inference):
         crop_size: Side of the windows and of the global view.
         overlap: Share of a window that the next one repeats.
         view_batch_size: Views that go through the network together.
+        class_chunk_size: Classes held at full resolution at a time.
     """
 
     def __init__(
-        self, image_size: int = 640, crop_size: int = 384, overlap: float = 0.333, view_batch_size: int = 5
+        self,
+        image_size: int = 640,
+        crop_size: int = 384,
+        overlap: float = 0.333,
+        view_batch_size: int = 5,
+        class_chunk_size: int = 32,
     ) -> None:
         self.image_size = image_size
         self.crop_size = crop_size
         self.windows = SlidingWindow(crop_size, int(crop_size * (1 - overlap))).windows(image_size, image_size)
         self.view_batch_size = view_batch_size
+        self.class_chunk_size = class_chunk_size
 
     def views(self, images: Tensor) -> Tensor:
         """Images uint8, or 0..1, `(B, 3, H, W)` -> row-major windows, then global views, `((windows + 1) * B, ...)`."""
@@ -47,13 +54,12 @@ class WindowsAndGlobalView(Inference):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `Inference.labels`; images uint8 or 0..1."""
         views = self._predict(predict, images)
         return running_argmax(
-            lambda classes: self._average(views, original_size, classes), views.num_classes, class_chunk_size
+            lambda classes: self._average(views, original_size, classes), views.num_classes, self.class_chunk_size
         )
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
@@ -84,18 +90,21 @@ class StretchedWholeImage(Inference):
     Args:
         size_divisor: Images are padded to multiples of it.
         fill: Colour of the padding, 0..1; the mean of CLIP's normalisation is zero for the network.
+        class_chunk_size: Classes held at full resolution at a time.
     """
 
-    def __init__(self, size_divisor: int = 32, fill: Sequence[float] = OPENAI_DATASET_MEAN) -> None:
+    def __init__(
+        self, size_divisor: int = 32, fill: Sequence[float] = OPENAI_DATASET_MEAN, class_chunk_size: int = 32
+    ) -> None:
         self.size_divisor = size_divisor
         self.fill = tuple(fill)
+        self.class_chunk_size = class_chunk_size
 
     def labels(
         self,
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `Inference.labels`; images uint8 or 0..1."""
@@ -103,7 +112,7 @@ class StretchedWholeImage(Inference):
         return running_argmax(
             lambda classes: self._stretch(prediction, images, original_size, classes),
             prediction.num_classes,
-            class_chunk_size,
+            self.class_chunk_size,
         )
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:

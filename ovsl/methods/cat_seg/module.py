@@ -149,7 +149,7 @@ class CATSeg(SegmentationModule):
         return Losses({"binary_cross_entropy": functional.binary_cross_entropy_with_logits(logits, targets)})
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
-        """Published groups: CLIP at a hundredth of the rate, norms without decay; biases and padding do decay."""
+        """Give the published groups: CLIP at a hundredth of the rate, norms without decay; biases and padding decay."""
         norms = [m for m in self.network.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)]
         free = {id(parameter) for norm in norms for parameter in norm.parameters()}
         network = [parameter for parameter in self.network.parameters() if parameter.requires_grad]

@@ -75,7 +75,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of the published checkpoints, read off their tensors, for a conversion without a configuration.
+    """Read the settings of the published checkpoints off their tensors, for a conversion without a configuration.
 
     Args:
         state_dict: The official state dict.

@@ -103,7 +103,7 @@ class CLIPDINOiser(SegmentationModule):
         self._teachers: list[Teachers] = []
 
     def teachers(self) -> Teachers:
-        """What the heads learn from, built at the first call and on the device of the module."""
+        """Give what the heads learn from, built at the first call and on the device of the module."""
         if not self._teachers:
             self._teachers.append(self.build_teachers())
         return self._teachers[0].to(self.device)
@@ -119,7 +119,7 @@ class CLIPDINOiser(SegmentationModule):
     # Scores --------------------------------------------------------------------------------------------------------
 
     def features(self, padded: Tensor) -> CLIPFeatures:
-        """What is read of CLIP: images in whole patches -> features, see `CLIPFeatures`."""
+        """Read what is needed of CLIP: images in whole patches -> features, see `CLIPFeatures`."""
         return clip_features(self.tower, self.clip.normalize(padded), self.network.feature_block)
 
     def probabilities(self, dense: Tensor, guide: CLIPDINOiserOutput, text: TextEmbeddings) -> Tensor:

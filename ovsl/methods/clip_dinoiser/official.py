@@ -35,7 +35,7 @@ def rename(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def settings(state_dict: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Settings of the published checkpoint, read off its tensors, for a conversion without a configuration.
+    """Read the settings of the published checkpoint off its tensors, for a conversion without a configuration.
 
     Args:
         state_dict: The official `model_state_dict`.

@@ -71,7 +71,7 @@ def crops(images: Tensor, size: int, step: int) -> Tensor:
 
 
 def image_embeddings(tower: ViTTower, images: Tensor) -> Tensor:
-    """Unit image embeddings of an unaltered CLIP: normalised `(N, 3, H, W)` -> `(N, D)`."""
+    """Embed images as an unaltered CLIP does: normalised `(N, 3, H, W)` -> unit `(N, D)`."""
     *_, (tokens, _) = tower.intermediate_tokens(images)
     return functional.normalize(tower.project(tokens[:, :1]).flatten(1), dim=-1)
 

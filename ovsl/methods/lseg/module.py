@@ -163,7 +163,7 @@ class LSeg(SegmentationModule):
         return self.text_classifier(Vocabulary.from_words([OTHERS])).vectors
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
-        """The encoder at the base rate, decoder and head at `decoder_rate` times it."""
+        """Give the encoder at the base rate, decoder and head at `decoder_rate` times it."""
         encoder = list(self.network.encoder.parameters())
         members = {id(parameter) for parameter in encoder}
         decoder = [parameter for parameter in self.network.parameters() if id(parameter) not in members]
@@ -192,7 +192,7 @@ def sample_classes(labels: Tensor, num_classes: int) -> Tensor:
 def build_encoder(
     name: str, pretrained: bool, options: dict[str, Any], blocks: Sequence[int] | None, channels: Sequence[int] | None
 ) -> ViTPyramid | ResNetPyramid:
-    """The image encoder of a timm model; see `LSeg`."""
+    """Build the image encoder of a timm model; see `LSeg`."""
     if not timm.is_model(name):
         raise InputError(f"timm has no backbone {name!r}; LSeg was published with vit_large_patch16_384.")
     model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)

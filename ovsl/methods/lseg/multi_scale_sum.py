@@ -45,14 +45,13 @@ class MultiScaleSum(Inference):
         predict: Predict,
         images: Tensor,
         original_size: Size,
-        class_chunk_size: int = 32,
         regions: Tensor | None = None,
     ) -> Tensor:
         """See `labels`; image by image, images uint8 or 0..1."""
         return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 
     def scores(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Summed logits `(B, K, H0, W0)`."""
+        """Sum the logits, `(B, K, H0, W0)`."""
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         total = [_resize(self._view(predict, values, scale), original_size) for scale in self.scales]
         return torch.stack(total).sum(0)

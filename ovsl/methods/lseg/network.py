@@ -70,7 +70,7 @@ class ViTPyramid(nn.Module):
             self.reassemble.append(nn.Sequential(*layers))
 
     def tokens(self, images: Tensor) -> tuple[list[Tensor], tuple[int, int]]:
-        """Outputs of the blocks that are read, `(B, 1 + h*w, width)`, and the grid `(h, w)`."""
+        """Compute the outputs of the blocks that are read, `(B, 1 + h*w, width)`, and the grid `(h, w)`."""
         patches = self.vit.patch_embed.proj(images)
         grid = (patches.shape[2], patches.shape[3])
         first = self.vit.cls_token.expand(len(images), -1, -1)
@@ -172,7 +172,7 @@ class Decoder(nn.Module):
         self.fusion = nn.ModuleList(FusionBlock(width, with_skip=index != last) for index in range(last + 1))
 
     def paths(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Outputs of the fusion blocks, fine to coarse; the first is the decoder's result."""
+        """Compute the outputs of the fusion blocks, fine to coarse; the first is the decoder's result."""
         maps = [lateral(level) for lateral, level in zip(self.lateral, levels, strict=True)]
         paths = [self.fusion[-1](maps[-1])]
         for fusion, level in zip(self.fusion[-2::-1], maps[-2::-1], strict=True):

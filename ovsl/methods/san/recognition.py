@@ -82,7 +82,7 @@ def _deep_block(
 
 
 def recognize_literally(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
-    """The same as `recognize`, as published: one sequence, one complete bias matrix for all of it.
+    """Recognize as published: one sequence, one complete bias matrix for all of it; the same as `recognize`.
 
     Kept as the reference that the cheaper form is compared with, and for counting operations as the paper does.
     """

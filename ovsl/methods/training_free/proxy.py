@@ -72,7 +72,7 @@ class ColorProxy(ProxyModel):
 
 
 def unit_patches(features: Tensor) -> Tensor:
-    """Unit vectors of all patches: `(B, D, h, w)` -> `(B, h*w, D)`."""
+    """Make unit vectors of all patches: `(B, D, h, w)` -> `(B, h*w, D)`."""
     return functional.normalize(features.flatten(2), dim=1).transpose(1, 2)
 
 

@@ -188,7 +188,7 @@ class RegionCorrelation(LastBlock):
 
 
 def region_numbers(regions: Tensor) -> Tensor:
-    """Number the values of every map from 0 in ascending order: `(B, h, w)` -> int64 `(B, h, w)`."""
+    """Rank the values of every map from 0 in ascending order: `(B, h, w)` -> int64 `(B, h, w)`."""
     return torch.stack([one.unique(return_inverse=True)[1] for one in regions])
 
 

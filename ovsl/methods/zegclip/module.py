@@ -195,7 +195,7 @@ class ZegCLIP(SegmentationModule):
 
 
 def pseudo_labels(logits: Tensor, unseen: Tensor) -> Tensor:
-    """The best unseen class of every pixel.
+    """Find the best unseen class of every pixel.
 
     Args:
         logits: `(B, C, H, W)`.

@@ -256,7 +256,7 @@ class AttentionToMaskDecoder(nn.Module):
         self.layers = nn.ModuleList(deepcopy(layer) for _ in range(num_layers))
 
     def descriptors(self, text: Tensor, image_embeddings: Tensor) -> Tensor:
-        """What the queries are made of.
+        """Compute what the queries are made of.
 
         Args:
             text: Unit text embeddings `(C, D)`.

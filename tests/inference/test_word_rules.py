@@ -139,12 +139,12 @@ def test_masks_have_no_words() -> None:
 
 def test_refinement_in_chunks_is_that_of_all_words() -> None:
     images = random_images(30, 30)
-    refined = WordInference(WholeImage(), WordRules(5.0), PAMR(2, (1, 3)))
+    refined = WordInference(WholeImage(), WordRules(5.0), PAMR(2, (1, 3)), word_chunk_size=2)
     scores_of, word_classes = refined.word_scores(predict, images, (30, 30))
     together = scores_of(slice(None))
     apart = torch.cat([scores_of(slice(i, i + 1)) for i in range(len(word_classes))], dim=1)
     torch.testing.assert_close(apart, together)
-    assert torch.equal(refined.labels(predict, images, (30, 30), 2), plain_labels(refined.rules, together))
+    assert torch.equal(refined.labels(predict, images, (30, 30)), plain_labels(refined.rules, together))
 
 
 def plain_pamr(images: Tensor, scores: Tensor, steps: int, dilations: tuple[int, ...]) -> Tensor:

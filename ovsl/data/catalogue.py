@@ -161,17 +161,17 @@ class Catalogued(Source):
         self.has_instances = instances
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override] # read from the source underneath
         """See `Source`; names the files or the repository, and so looks for them."""
         return self.source.name
 
     @property
-    def label_transform(self) -> LabelTransform:
+    def label_transform(self) -> LabelTransform:  # type: ignore[override] # read from the source underneath
         """See `Source`."""
         return self.source.label_transform
 
     @property
-    def ignore_index(self) -> int:
+    def ignore_index(self) -> int:  # type: ignore[override] # read from the source underneath
         """See `Source`."""
         return self.source.ignore_index
 

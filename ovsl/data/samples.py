@@ -309,7 +309,7 @@ class SegmentationLoader(DataLoader):
     A worker's exception would otherwise reach the user with the worker's traceback inside its message.
     """
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
         """Batches as the dataset made them."""
         for batch in super().__iter__():
             if isinstance(batch, InputError):

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ovsl.errors import InputError
 from ovsl.layers.image_normalization import ImageNormalization
+from ovsl.layers.positions import resize_with_offset
 
 
 class AttentionProjections(NamedTuple):
@@ -102,11 +103,10 @@ class DINO(nn.Module):
         return AttentionProjections(self._map(query, grid), self._map(key, grid), self._map(value, grid))
 
     def resize_positions(self, grid: tuple[int, int]) -> Tensor:
-        """Position embeddings of the patches for a grid of another size, bicubic.
+        """Resize the position embeddings of the patches to a grid, bicubic.
 
-        DINO and DINOv2 hand `interpolate` the factor `(side + 0.1) / own side`, which moves the sampled coordinates a
-        little, and resize whenever the grid is not their own square; DINOv2 with registers goes by the size and
-        antialiases.
+        DINO and DINOv2 do it by `resize_with_offset` whenever the grid is not their own square; DINOv2 with registers
+        goes by the size and antialiases.
 
         Args:
             grid: Wanted grid `(h, w)`.
@@ -122,8 +122,7 @@ class DINO(nn.Module):
         if self.model.reg_token is not None:
             maps = functional.interpolate(maps, size=grid, mode="bicubic", antialias=True)
         else:
-            factors = ((grid[0] + 0.1) / own, (grid[1] + 0.1) / own)
-            maps = functional.interpolate(maps, scale_factor=factors, mode="bicubic")
+            maps = resize_with_offset(maps, grid)
         return maps.flatten(2).transpose(1, 2)
 
     @property

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 PositionMode = Literal["bicubic", "bilinear", "offset"]
-"""`offset` is bicubic by the factor `(side + 0.1) / own side` of DINO's code, which moves the sampled coordinates; a
-grid with as many cells as the learned one gets that as it is, whatever its shape (SCLIP and its line)."""
+"""`offset` is `resize_with_offset`; a grid with as many cells as the learned one gets that as it is, whatever its shape
+(SCLIP and its line)."""
 
 
 def sine_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
@@ -59,8 +59,21 @@ def interpolate_positions(positions: Tensor, grid: tuple[int, int], mode: Positi
         return positions
     patches = positions[1:].view(1, side, side, -1).permute(0, 3, 1, 2)
     if mode == "offset":
-        factors = ((grid[0] + 0.1) / side, (grid[1] + 0.1) / side)
-        patches = functional.interpolate(patches, scale_factor=factors, mode="bicubic", align_corners=False)
+        patches = resize_with_offset(patches, grid)
     else:
         patches = functional.interpolate(patches, size=grid, mode=mode, align_corners=False)
     return torch.cat([positions[:1], patches.flatten(2).squeeze(0).T])
+
+
+def resize_with_offset(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize as DINO and DINOv2 do, bicubic by a factor a tenth of a cell too large, which moves what is sampled.
+
+    Args:
+        maps: `(B, C, h, w)`.
+        grid: Wanted grid `(h', w')`.
+
+    Returns:
+        `(B, C, h', w')`.
+    """
+    factors = ((grid[0] + 0.1) / maps.shape[2], (grid[1] + 0.1) / maps.shape[3])
+    return functional.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False)

@@ -127,7 +127,9 @@ class EvaluatedModule(RecordedModule, ABC):
 
     on_test_start = on_predict_start = on_validation_start
 
-    def validation_step(self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0) -> list[Segmentation]:
+    def validation_step(  # type: ignore[override] # Lightning's own takes anything
+        self, batch: EvaluationBatch, batch_index: int, dataloader_idx: int = 0
+    ) -> list[Segmentation]:
         """Segment a batch and count it; what was found is for callbacks."""
         with self._evaluation_precision():
             return self.evaluation.update(dataloader_idx, batch)

@@ -12,7 +12,7 @@ class GuidedConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1, bias=False)
 
-    def forward(self, maps: Tensor, guidance: Tensor | None) -> Tensor:
+    def forward(self, maps: Tensor, guidance: Tensor | None) -> Tensor:  # type: ignore[override]
         """Take maps `(B, T, C, h, w)` and guidance `(B, 1, G, h, w)`, return `(B, T, out_channels, h, w)`."""
         width = maps.shape[2]
         found = self._convolve(maps, self.weight[:, :width])

@@ -116,7 +116,7 @@ class CATSeg(SegmentationModule):
         """Logits of independent classes; see `SegmentationModule.forward`."""
         return DensePrediction(text.per_class(self.run_network(images, text).logits.float()), "sigmoid")
 
-    def released_network(self, images: Tensor, text: TextEmbeddings) -> CATSegOutput:
+    def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> CATSegOutput:
         """All views of the published evaluation, with guidance and padding repeated; see `SegmentationModule`."""
         views = self.inference.views(images) if isinstance(self.inference, WindowsAndGlobalView) else images
         return self.network(self.tower, self.network_input(views), text.vectors, as_released=True)

@@ -7,10 +7,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ovsl.inference import resize
 from ovsl.layers import DINOSettings, FOUNDSettings, correlations
+from ovsl.layers.colors import cell_colors
 from ovsl.methods.clip_dinoiser.network import CLIPDINOiserOutput
 
 
@@ -79,8 +79,7 @@ class ColorTeachers(Teachers):
     def forward(self, images: Tensor, grid: tuple[int, int]) -> CLIPDINOiserOutput:
         """See `Teachers.forward`; correlations fall from 1 with the distance, through 0 at `distance`."""
         colors = images.float() / 255 if images.dtype == torch.uint8 else images
-        mean = functional.avg_pool2d(colors, self.patch_size)
-        deviation = (functional.avg_pool2d(colors.square(), self.patch_size) - mean.square()).clamp(min=0).sqrt()
+        mean, deviation = cell_colors(colors, self.patch_size)
         cells = torch.cat([mean, deviation], dim=1).flatten(2).transpose(1, 2)
         related = (1 - torch.cdist(cells, cells) / self.distance).clamp(min=-1)
         size = (mean.shape[2], mean.shape[3])

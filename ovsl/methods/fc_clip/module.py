@@ -126,7 +126,7 @@ class FCCLIP(SegmentationModule):
         class_logits = merge_names(output.class_logits, text)
         return self.ensemble(features[-1], class_logits, output.mask_logits, text, (padded.shape[2], padded.shape[3]))
 
-    def released_network(self, images: Tensor, text: TextEmbeddings) -> object:
+    def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> object:
         """Run backbone and decoders, every prediction classified; inference here classifies the last one alone."""
         padded = pad_to_multiple(self.clip.normalize(images), STRIDE)
         return self.network(self.backbone_features(padded), text.vectors, auxiliary=True)

@@ -50,10 +50,11 @@ class MultiScaleSum(Inference):
         """See `labels`; image by image, images uint8 or 0..1."""
         return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 
-    def scores(self, predict: Predict, images: Tensor, original_size: tuple[int, int]) -> Tensor:
-        """Sum the logits, `(B, K, H0, W0)`."""
+    def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
+        """Sum the logits, `(B, K, H0, W0)`; see `Inference.scores`."""
+        size = original_size or (images.shape[-2], images.shape[-1])
         values = images.float() / 255 if images.dtype == torch.uint8 else images
-        total = [_resize(self._view(predict, values, scale), original_size) for scale in self.scales]
+        total = [_resize(self._view(predict, values, scale), size) for scale in self.scales]
         return torch.stack(total).sum(0)
 
     def _view(self, predict: Predict, images: Tensor, scale: float) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ovsl.clip import ViTTower
 from ovsl.clip.image_tower import Grid
 from ovsl.inference import resize
+from ovsl.layers.colors import cell_colors
 from ovsl.layers.dino import DINO, DINOSettings
 from ovsl.methods.training_free.last_block import LastBlock, block_inputs
 
@@ -65,9 +66,7 @@ class ColorProxy(ProxyModel):
 
     def forward(self, images: Tensor) -> Tensor:
         """See `ProxyModel.forward`; centred on grey, so that colours can be opposed."""
-        mean = functional.avg_pool2d(images, self.patch_size)
-        squares = functional.avg_pool2d(images.square(), self.patch_size)
-        deviation = (squares - mean.square()).clamp(min=0).sqrt()
+        mean, deviation = cell_colors(images, self.patch_size)
         return torch.cat([mean - 0.5, deviation, torch.full_like(mean[:, :1], 0.1)], dim=1)
 
 

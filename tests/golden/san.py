@@ -219,7 +219,7 @@ def evaluate(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor
         )  # fmt: skip
         orders = {True: masks_first(one, size, output_size), False: resize(one.semantic_scores(size), output_size)[0]}
         first = config["postprocess_before_inference"]
-        labels = module.inference.labels(lambda _images, one=one: one, images[index][None], output_size, 3)
+        labels = module.inference.labels(lambda _images, one=one: one, images[index][None], output_size)
         out |= {
             f"eval.sem_seg.{index}": orders[first],
             f"eval.pred.{index}": labels[0],

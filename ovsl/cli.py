@@ -27,6 +27,7 @@ from ovsl.callbacks import (
     RunCheckpoint,
 )
 from ovsl.cluster import check_launch
+from ovsl.configuration import read_configuration
 from ovsl.data import SegmentationDataModule
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.renamed import migrate, migrate_identity
@@ -224,7 +225,7 @@ def _given(args: Sequence[str], *names: str) -> dict[str, Any]:
         scout.add_argument(f"--{name}")
     line, _ = scout.parse_known_args(args)
     # What is wrong with a file is for the real parser to say.
-    files = [yaml.safe_load(file.read_text()) for file in line.config if file.is_file()]
+    files = [read_configuration(file) for file in line.config if file.is_file()]
     given: dict[str, Any] = {}
     for source in (*(file for file in files if isinstance(file, dict)), vars(line)):
         given |= {name: source[name] for name in names if source.get(name) is not None}

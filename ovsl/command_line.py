@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ovsl.configuration import read_configuration
 from ovsl.methods.renamed import migrate
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord
@@ -59,7 +58,7 @@ def _given(args: Sequence[str], *names: str) -> dict[str, Any]:
         scout.add_argument(f"--{name}")
     line, _ = scout.parse_known_args(args)
     # What is wrong with a file is for the real parser to say.
-    files = [yaml.safe_load(file.read_text()) for file in line.config if file.is_file()]
+    files = [read_configuration(file) for file in line.config if file.is_file()]
     given: dict[str, Any] = {}
     for source in (*(file for file in files if isinstance(file, dict)), vars(line)):
         given |= {name: source[name] for name in names if source.get(name) is not None}

@@ -18,6 +18,7 @@ from ovsl.__main__ import main
 from ovsl.clip.toy import TOY_CLIPS
 from ovsl.data.catalogue import CatalogueEntry, catalogue
 from ovsl.results.tables import FIGURES
+from ovsl.suites import Cell, Study
 from ovsl.vocabulary import Vocabulary, load_templates
 from tests.conftest import ROOT
 from tests.data.shards import png, write_shard
@@ -26,21 +27,16 @@ METHODS = sorted((ROOT / "configs/methods").glob("*.yaml"))
 NAMES = sorted(
     path.relative_to(ROOT / "experiments").as_posix()
     for path in (ROOT / "experiments").rglob("*.yaml")
-    if not path.name.startswith("study")  # lists of runs, see tests/suites
+    if not path.name.startswith(("study", "base"))  # lists of runs, see below, and what others build on
 )
 TOY = ["ovsl:data/toy", "ovsl:trainer/debug"]
 QUICK = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 
 STACKED_ON = {
-    "clip_lightweight/backbones": [*TOY, "ovsl:clip_lightweight/toy"],
     "clip_lightweight/toy": TOY,
-    "clip_lightweight/variants/fpn": [*TOY, "ovsl:clip_lightweight/toy", "--model.num_classes=31"],
-    "clip_lightweight/variants": [*TOY, "ovsl:clip_lightweight/toy"],
     "denseclip/multi_scale": ["ovsl:denseclip/rn50"],
-    "fc_clip/resnet_coco_panoptic": ["ovsl:fc_clip/convnext_large_coco_panoptic"],
     "fc_clip/test_all": ["ovsl:fc_clip/convnext_large_coco_panoptic"],
     "san/zero_shot": ["ovsl:san/vit_b_16"],
-    "zegclip/toy_ablation": [*TOY, "ovsl:methods/zegclip"],
 }
 """What an experiment that is no whole one is stacked on, by the beginning of its name."""
 
@@ -162,6 +158,28 @@ def test_experiment_is_built_and_runs_two_batches(
     assert main([verb, "-c", str(small), *QUICK]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "experiments").rglob("study*.yaml")), ids=lambda file: file.stem)
+def test_every_cell_of_a_study_is_understood(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    # The first backbone, row and seed with all the others of their axis: what differs is named once.
+    for cell in one_axis_at_a_time(Study.read(file, seeds=(0,))):
+        with pytest.raises(SystemExit) as ended:
+            main([*cell.commands()[0], "--print_config"])
+        assert ended.value.code == 0, capsys.readouterr().err
+
+
+def one_axis_at_a_time(study: Study) -> list[Cell]:
+    first = [next(iter(entries)) for entries in study.axes.values()]
+    wanted = {
+        "-".join([*first[:axis], entry, *first[axis + 1 :]])
+        for axis, entries in enumerate(study.axes.values())
+        for entry in entries
+    }
+    return [cell for cell in study.cells() if cell.name.removesuffix("-seed0") in wanted]
+
+
 def configs(*files: str) -> list[str]:
     """Arguments that stack configurations, other options as they are."""
     return [part for file in files for part in ([file] if file.startswith("--") else ["-c", file])]
@@ -219,9 +237,8 @@ def shrunk(whole: dict[str, Any]) -> dict[str, Any]:
     if proxy is not None:
         tiny_dino = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2}
         proxy["init_args"]["settings"].update(pretrained=None, options=tiny_dino)
-    for dataset in data["evaluation"].values():
-        if dataset["regions"] is not None:  # no folder of maps here
-            dataset["regions"] = {"class_path": "ovsl.data.ColorRegions"}
+    if data["regions"] is not None:  # no folder of maps here
+        data["regions"] = {"class_path": "ovsl.data.ColorRegions"}
     # Without a transform the catalogue's sizes would be taken.
     data.update(batch_size=2, num_workers=0, evaluation_transform=data["evaluation_transform"] or {})
     one_process = {"accelerator": "cpu", "devices": 1, "strategy": "auto", "precision": None, "sync_batchnorm": False}

@@ -52,7 +52,9 @@ def test_a_wheel_carries_them(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
-    code = "import ovsl.shipped as s; print(len(s.shipped_configurations()), s.shipped_configuration('data/toy'))"
+    code = "import ovsl.shipped as s; print(len(s.shipped_configurations()), s.shipped_configuration('data/toy')); "
+    code += "from ovsl.configuration import read_configuration as read; "
+    code += "print(read(s.shipped_configuration('zegclip/coco_supervised'))['data']['train'])"
     installed = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -61,7 +63,8 @@ def test_a_wheel_carries_them(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    count, path = installed.stdout.split()
+    count, path, train = installed.stdout.split()
     assert int(count) == len(shipped_configurations())
     assert Path(path) == tmp_path / "site/ovsl/_shipped/configs/data/toy.yaml"
+    assert train == "coco_stuff_171", "a base is found in the wheel"
     assert (tmp_path / "site/ovsl/data/catalogue.json").is_file()

@@ -196,8 +196,9 @@ class SegmentationDataModule(LightningDataModule):
                 )
             rows = self._rows(source, vocabulary)
             transform = self.evaluation[name].transform or self.evaluation_transform
-            regions = self.evaluation[name].regions or self.regions
-            loaders.append(self._evaluation_loader(EvaluationBatches(rows, transform, regions=regions)))
+            maps = self.evaluation[name].regions or self.regions
+            batches = EvaluationBatches(rows, transform, regions=maps and maps.of(name))
+            loaders.append(self._evaluation_loader(batches))
         return loaders
 
     def _evaluation_loader(self, batches: EvaluationBatches) -> SegmentationLoader:

@@ -4,6 +4,8 @@ A map has the size of the image: 0 where no region is, 1.. for regions. A source
 what is here brings them from elsewhere.
 """
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from pathlib import Path
 
@@ -28,6 +30,10 @@ class RegionMaps(ABC):
             InputError: There is none, or it does not fit the image.
         """
 
+    def of(self, dataset: str) -> RegionMaps:
+        """Give the maps of one dataset, where they depend on its name."""
+        return self
+
 
 class RegionFolder(RegionMaps):
     """A folder with a picture `ID.png` for every image.
@@ -36,11 +42,16 @@ class RegionFolder(RegionMaps):
     maps do.
 
     Args:
-        folder: The folder; an image whose id has slashes has its picture in a sub-folder.
+        folder: The folder; an image whose id has slashes has its picture in a sub-folder. `{dataset}` in it stands for
+            the name of the dataset that is evaluated.
     """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
+
+    def of(self, dataset: str) -> RegionFolder:
+        """See `RegionMaps.of`."""
+        return RegionFolder(self.folder.replace("{dataset}", dataset))
 
     def __call__(self, row: Row) -> np.ndarray:
         """See `RegionMaps`."""

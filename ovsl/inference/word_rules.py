@@ -160,7 +160,7 @@ class WordInference(Inference):
 
     def __init__(
         self,
-        inference: WholeImage | SlidingWindow = SlidingWindow(224, 112),
+        inference: WholeImage | SlidingWindow = SlidingWindow(crop_size=224, stride=112),
         rules: WordRules = WordRules(),
         refinement: PAMR | None = None,
         at_input_size: bool = True,

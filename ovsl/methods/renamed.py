@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ovsl.configuration import read_configuration
 from ovsl.errors import InputError
 
 _PIXEL, _MASK = "pixel_decoder", "mask_decoder"
@@ -161,7 +162,7 @@ def _methods_of(args: Sequence[str]) -> set[str]:
             methods.add(given.rsplit(".", 1)[-1])
         elif name in ("-c", "--config") and Path(given).is_file():
             try:
-                content = yaml.safe_load(Path(given).read_text())
+                content = read_configuration(Path(given))
                 methods.add(str(content["model"]["class_path"]).rsplit(".", 1)[-1])
             except (yaml.YAMLError, KeyError, TypeError):
                 continue  # what is wrong with a file is for the real parser to say

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ovsl.configuration import read_configuration
 from ovsl.errors import InputError
 
 
@@ -123,7 +124,7 @@ class Study:
             InputError: No such file, or one that is no study.
         """
         try:
-            content = yaml.safe_load(file.read_text())
+            content = read_configuration(file)
         except (OSError, yaml.YAMLError) as error:
             raise InputError(f"Cannot read the study {file}: {error}.") from error
         known = {"runs", "table", "configs", "options", "axes", "seeds", "after"}

@@ -13,6 +13,7 @@ from lightning import seed_everything
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.clip.towers import RANDOM
 from ovsl.clip.toy import TOY_CLIPS
+from ovsl.configuration import read_configuration
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.renamed import current_content, migrate
@@ -35,15 +36,10 @@ class ConfigurationFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """See `jsonargparse.ActionConfigFile`."""
-        file, content = configuration_file(values), None
-        # What is wrong with a file is for the parser to say.
-        with suppress(OSError, ValueError, yaml.YAMLError):
-            content = yaml.safe_load(file.read_text())
-        taken = self.take(current_content(content, file))
-        if taken != content:
-            values = yaml.safe_dump(taken)
-        elif content is not None:
-            values = str(file)
+        file = configuration_file(values)
+        # What is wrong with the file itself is for the parser to say.
+        with suppress(OSError, UnicodeError, yaml.YAMLError):
+            values = yaml.safe_dump(self.take(current_content(read_configuration(file), file)))
         super().__call__(parser, cfg, values, option_string)
 
     def take(self, content: Any) -> Any:

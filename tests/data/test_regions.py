@@ -120,6 +120,20 @@ def test_maps_of_a_dataset_win_over_those_of_the_data_and_of_the_source(tmp_path
     assert "regions" not in batches(SegmentationDataModule(evaluation={"photos": without}, num_workers=0))[0]
 
 
+def test_one_folder_pattern_serves_all_datasets(tmp_path: Path) -> None:
+    for number, name in enumerate(("first", "second")):
+        (tmp_path / name).mkdir()
+        for id in ("validation-000", "validation-001"):
+            picture = np.full((24, 32), 5, np.uint8)
+            picture[0, 0] = 0 if number else 3
+            Image.fromarray(picture).save(tmp_path / name / f"{id}.png")
+    sets = {name: EvaluationSet("camvid_11", test=source(shard(tmp_path), None)) for name in ("first", "second")}
+    maps = RegionFolder(str(tmp_path / "{dataset}"))
+    data = SegmentationDataModule(evaluation=sets, regions=maps, num_workers=0)
+    found = [next(iter(loader))["regions"][0] for loader in data.test_dataloader()]
+    assert [(int(one[0, 0]), int(one[1, 1])) for one in found] == [(1, 2), (0, 1)]
+
+
 def test_a_row_without_a_map_is_named(tmp_path: Path) -> None:
     dataset = EvaluationSet("camvid_11", test=source(shard(tmp_path, with_map=1), "regions"))
     with pytest.raises(InputError, match=r"There is no region map in row 1 \('validation-001'\)"):

@@ -26,9 +26,9 @@ DESCRIPTION = """Write a trained method with a fixed vocabulary as one ONNX file
 
 The text embeddings are computed now and become constants; the text tower is not in the file. Input `image`: uint8 RGB
 (1, 3, H, W) of the size given, to which images are resized before. Output `labels`: int64 (1, H, W), or `scores`:
-float32 (1, C, H, W), both after the method's whole inference: windows, views, thresholds, refinement. The class names are
-in the metadata entry `classes`. The file's output is compared with PyTorch's before the command ends. Methods that go by
-region maps (CorrCLIP) cannot be written."""
+float32 (1, C, H, W), both after the method's whole inference: windows, views, thresholds, refinement. The class names
+are in the metadata entry `classes`. The file's output is compared with PyTorch's before the command ends. Methods that
+go by region maps (CorrCLIP) cannot be written."""
 
 Output = Literal["labels", "scores"]
 TOLERANCE = 1e-3
@@ -108,7 +108,6 @@ def export(
     module = module.cpu().eval()
     segmenter = module.segmenter(vocabulary, dataset)
     image = colored_patches(size)
-    path.parent.mkdir(parents=True, exist_ok=True)
     expected = segmenter_answer(segmenter, image, output)
     wrapped = ExportedSegmenter(module, module.segmenter(vocabulary, dataset), output).eval()
     try:
@@ -121,14 +120,15 @@ def export(
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         raise InputError(
-            f"{module.method_name} with {type(segmenter.inference).__name__} cannot be exported: PyTorch cannot write one "
-            f"of its steps as ONNX ({reason(error)}); choose another --model.inference or --opset."
+            f"{module.method_name} with {type(segmenter.inference).__name__} cannot be exported: PyTorch cannot write "
+            f"one of its steps as ONNX ({reason(error)}); choose another --model.inference or --opset."
         ) from error
     assert program is not None
     fold(program.model)
     model = program.model_proto
     entry = model.metadata_props.add()
     entry.key, entry.value = "classes", json.dumps(list(vocabulary.classes), ensure_ascii=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])

@@ -135,7 +135,7 @@ def test_a_step_that_onnx_lacks_is_told_in_a_sentence(module: CLIPLightweight, t
 
     module.inference = Sampled()
     with pytest.raises(
-        InputError, match="CLIPLightweight with Sampled cannot be exported: .* choose another --model.inf"
+        InputError, match=r"CLIPLightweight with Sampled cannot be exported: .* choose another --model.inf"
     ):
         export.export(module, WORDS, tmp_path / "model.onnx", (64, 64))
     assert not (tmp_path / "model.onnx").exists()

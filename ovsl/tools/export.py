@@ -169,14 +169,14 @@ def segmenter_answer(segmenter: Segmenter, image: Tensor, output: Output) -> Ten
 
 
 def colored_patches(size: tuple[int, int]) -> Tensor:
-    """An image of soft patches of random colours, uint8 `(1, 3, H, W)`: mere noise has one label nearly everywhere."""
+    """Make an image of soft patches of random colours, uint8 `(1, 3, H, W)`: noise has one label nearly everywhere."""
     height, width = (max(side // 32, 1) for side in size)
     colors = torch.randint(256, (1, 3, height, width), generator=torch.Generator().manual_seed(0))
     return resize(colors.float(), size).round().to(torch.uint8)
 
 
 def reason(error: BaseException) -> str:
-    """First line of what an error was raised from."""
+    """Say what an error was raised from, in its first line."""
     while error.__cause__ is not None:
         error = error.__cause__
     return str(error).strip().partition("\n")[0].rstrip(".")

@@ -51,8 +51,8 @@ class MultiScaleSum(Inference):
         return torch.cat([self.scores(predict, one[None], original_size).argmax(1) for one in images])
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
-        """See `Inference.scores`; summed logits."""
-        original_size = original_size or (images.shape[-2], images.shape[-1])
+        """Sum the logits, `(B, K, H0, W0)`; see `Inference.scores`."""
+        size = original_size or (images.shape[-2], images.shape[-1])
         values = images.float() / 255 if images.dtype == torch.uint8 else images
         total = [_resize(self._view(predict, values, scale), size) for scale in self.scales]
         return torch.stack(total).sum(0)

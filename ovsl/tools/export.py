@@ -99,7 +99,9 @@ def export(
             f"{module.method_name} cannot be exported: it merges the regions of a region map anew for every image, and "
             "an ONNX file has no such step; use `ovsl predict` or the Python API, which take region maps."
         )
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("onnx", "onnx_ir", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise InputError(f"The export needs {', '.join(missing)}; install them with: pip install 'ovsl[export]'.")
     import onnx  # type: ignore[import-not-found, unused-ignore]

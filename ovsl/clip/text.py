@@ -97,9 +97,9 @@ class TextClassifier:
         Raises:
             InputError: The text tower cannot read some of the words.
         """
-        names = self._names(vocabulary)
+        names = self.names(vocabulary)
         if names not in self._cache:
-            self._cache[names] = self._embed(names)
+            self._cache[names] = self.embed(names)
         device = self.clip.mean.device
         if self._cache[names].vectors.device != device:
             self._cache[names] = self._cache[names].to(device)
@@ -107,8 +107,8 @@ class TextClassifier:
             return self._cache[names]
         return replace(self._cache[names], seen=torch.tensor(vocabulary.seen, device=device))
 
-    def _names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
-        """Names of each class that are shown to the text tower."""
+    def names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        """Say which names of each class are shown to the text tower."""
         return vocabulary.synonyms if self.synonyms != "first" else tuple((name,) for name in vocabulary.classes)
 
     def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
@@ -116,7 +116,12 @@ class TextClassifier:
         shown = [self.renamed.get(name, name) for group in names for name in group]
         return [template.format(name) for name in shown for template in self.templates]
 
-    def _embed(self, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:
+    def remember(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
+        """Take embeddings that were made elsewhere for those of a vocabulary, as long as nothing trains."""
+        self._cache[self.names(vocabulary)] = embeddings
+
+    def embed(self, names: tuple[tuple[str, ...], ...]) -> TextEmbeddings:
+        """Embed the names of each class, whatever was embedded before."""
         # Embeddings outlive the evaluation that first asks for them; an inference tensor could not enter training.
         # In float32 whoever asks: an evaluation shares what training embedded in mixed precision.
         full = torch.autocast(self.clip.mean.device.type, enabled=False)

@@ -118,10 +118,10 @@ class Segmenter:
         Returns:
             What was found in each image, without instances.
         """
-        found = self(images, [self._affordable(size) for size in sizes], segments=True, regions=regions)
+        found = self(images, [self.affordable(size) for size in sizes], segments=True, regions=regions)
         return [segmentation.enlarged(size) for segmentation, size in zip(found, sizes, strict=True)]
 
-    def _affordable(self, size: Size) -> Size:
+    def affordable(self, size: Size) -> Size:
         """Find the largest size of the same shape whose maps are held without harm."""
         if self.method.predicts_masks:
             maps = MASKS

@@ -5,7 +5,7 @@ from ovsl.inference.multi_scale import MultiScale
 from ovsl.inference.nearest import NearestLabels
 from ovsl.inference.pamr import PAMR
 from ovsl.inference.panoptic import PanopticMap
-from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, resize
+from ovsl.inference.prediction import DensePrediction, MaskPrediction, Prediction, WordClasses, resize
 from ovsl.inference.rows import Size
 from ovsl.inference.segmentation import Segmentation, segment
 from ovsl.inference.semantic import Inference, SlidingWindow, WholeImage, average_windows
@@ -25,6 +25,7 @@ __all__ = [
     "Size",
     "SlidingWindow",
     "WholeImage",
+    "WordClasses",
     "WordInference",
     "WordRules",
     "average_windows",

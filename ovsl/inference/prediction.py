@@ -20,6 +20,23 @@ def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True)
+class WordClasses:
+    """Class of every word, where a class may have several.
+
+    Attributes:
+        index: Ascending, int64 `(N,)`.
+        num_classes: C; no device has to be waited for, and a graph has a fixed size.
+    """
+
+    index: Tensor
+    num_classes: int
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.index)
+
+
+@dataclass(frozen=True)
 class DensePrediction:
     """Class scores on a grid.
 
@@ -29,20 +46,20 @@ class DensePrediction:
             logits, MaskCLIP upsampled probabilities).
         class_offset: Subtracted after the activation, `(C,)`; None for none.
         padding: Pixels by which the grid reaches beyond the input at the left, right, top and bottom.
-        word_classes: Class of each row of the scores where a class may have several words, ascending, int64; the best
-            word speaks for its class. None where rows are classes.
+        word_classes: Class of each row of the scores where a class may have several words, of which the best speaks for
+            it. None where rows are classes.
     """
 
     scores: Tensor
     activation: Literal["none", "sigmoid"] = "none"
     class_offset: Tensor | None = None
     padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    word_classes: Tensor | None = None
+    word_classes: WordClasses | None = None
 
     @property
     def num_classes(self) -> int:
         """C."""
-        return self.scores.shape[1] if self.word_classes is None else int(self.word_classes[-1]) + 1
+        return self.scores.shape[1] if self.word_classes is None else self.word_classes.num_classes
 
     @property
     def num_channels(self) -> int:
@@ -77,11 +94,14 @@ class DensePrediction:
         """Scores of some classes at the size of the input, `(B, C', H, W)`."""
         return self.score_rows(size, classes).whole()
 
-    def _best_words(self, word_classes: Tensor, size: tuple[int, int], classes: slice) -> Rows:
+    def _best_words(self, word_classes: WordClasses, size: tuple[int, int], classes: slice) -> Rows:
         """Maximum over the words of each class after the resize."""
         wanted = range(self.num_classes)[classes]
-        words = slice(*torch.searchsorted(word_classes, word_classes.new_tensor([wanted.start, wanted.stop])).tolist())
-        index = word_classes[words] - wanted.start
+        words = slice(None)
+        if len(wanted) < self.num_classes:
+            ends = word_classes.index.new_tensor([wanted.start, wanted.stop])
+            words = slice(*torch.searchsorted(word_classes.index, ends).tolist())
+        index = word_classes.index[words] - wanted.start
 
         def best(scores: Tensor) -> Tensor:
             lowest = scores.new_full((*scores.shape[:3], len(wanted)), float("-inf"))

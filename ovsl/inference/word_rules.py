@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ovsl.errors import InputError
 from ovsl.inference.pamr import PAMR
-from ovsl.inference.prediction import DensePrediction, Prediction, resize
+from ovsl.inference.prediction import DensePrediction, Prediction, WordClasses, resize
 from ovsl.inference.regions import most_frequent_labels
 from ovsl.inference.semantic import Inference, Predict, Size, SlidingWindow, WholeImage, average_windows
 from ovsl.vocabulary import Vocabulary
@@ -59,12 +59,12 @@ class WordRules:
                 "thresholds out."
             )
 
-    def labels(self, scores_of: WordChunk, word_classes: Tensor, chunk_size: int = 32) -> Tensor:
+    def labels(self, scores_of: WordChunk, word_classes: WordClasses, chunk_size: int = 32) -> Tensor:
         """Make label maps; the words are gone through in chunks and never held together.
 
         Args:
             scores_of: Scores of some words; asked for all words once, or twice where areas count.
-            word_classes: Class of each word, ascending, int64 `(N,)`.
+            word_classes: Class of each word.
             chunk_size: Words held at a time.
 
         Returns:
@@ -72,11 +72,11 @@ class WordRules:
         """
         labels, probability = self._best_class(scores_of, word_classes, chunk_size)
         if self.area_threshold is not None:
-            small = self.small_classes(labels, int(word_classes[-1]) + 1)
+            small = self.small_classes(labels, word_classes.num_classes)
             labels, probability = self._best_class(scores_of, word_classes, chunk_size, small)
         return labels.masked_fill(probability < self.probability_threshold, 0)
 
-    def probabilities(self, scores: Tensor, word_classes: Tensor) -> Tensor:
+    def probabilities(self, scores: Tensor, word_classes: WordClasses) -> Tensor:
         """Return class probabilities before any threshold; of all classes at once, for export and analyses.
 
         Args:
@@ -87,9 +87,8 @@ class WordRules:
             `(B, C, H, W)`; they add up to one only where every class has one word.
         """
         probabilities = (self.logit_scale * scores).softmax(1)
-        index = word_classes.view(1, -1, 1, 1).expand_as(scores)
-        num_classes = int(word_classes[-1]) + 1
-        zeros = scores.new_zeros(len(scores), num_classes, *scores.shape[2:])
+        index = word_classes.index.view(1, -1, 1, 1).expand_as(scores)
+        zeros = scores.new_zeros(len(scores), word_classes.num_classes, *scores.shape[2:])
         return zeros.scatter_reduce(1, index, probabilities, "amax")
 
     def thresholded(self, probabilities: Tensor) -> Tensor:
@@ -120,7 +119,7 @@ class WordRules:
         return torch.cat([torch.zeros_like(small[:, :1]), small], dim=1)
 
     def _best_class(
-        self, scores_of: WordChunk, word_classes: Tensor, chunk_size: int, left_out: Tensor | None = None
+        self, scores_of: WordChunk, word_classes: WordClasses, chunk_size: int, left_out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Find the best class of every pixel and its probability, both `(B, H, W)`.
 
@@ -131,7 +130,7 @@ class WordRules:
             logits = self.logit_scale * scores_of(chunk)
             total = logits.logsumexp(1)
             if left_out is not None:
-                logits = logits.masked_fill(left_out[:, word_classes[chunk], None, None], float("-inf"))
+                logits = logits.masked_fill(left_out[:, word_classes.index[chunk], None, None], float("-inf"))
             values, index = logits.max(1)
             return values, index + chunk.start, total
 
@@ -142,7 +141,7 @@ class WordRules:
             # Strictly greater keeps the first of equal words, and with it the first of equal classes.
             words = torch.where(values > best, index, words)
             best, total = torch.maximum(best, values), torch.logaddexp(total, total_here)
-        return word_classes[words], (best - total).exp()
+        return word_classes.index[words], (best - total).exp()
 
 
 class WordInference(Inference):
@@ -200,7 +199,7 @@ class WordInference(Inference):
 
     def word_scores(
         self, predict: Predict, images: Tensor, original_size: Size, regions: Tensor | None = None
-    ) -> tuple[WordChunk, Tensor]:
+    ) -> tuple[WordChunk, WordClasses]:
         """Give scores of words at the original size, made when they are asked for, and the class of each word.
 
         Args:
@@ -210,7 +209,7 @@ class WordInference(Inference):
             regions: See `Inference.labels`.
 
         Returns:
-            What gives `(B, N', H0, W0)` for a slice of the words, and int64 `(N,)`.
+            What gives `(B, N', H0, W0)` for a slice of the N words.
         """
         windows, predictions = self.inference.predictions(predict, images, regions)
         by_word, word_classes = _rows_as_classes(predictions)
@@ -230,12 +229,13 @@ class WordInference(Inference):
         return scores_of, word_classes
 
 
-def _rows_as_classes(predictions: list[Prediction]) -> tuple[list[Prediction], Tensor]:
+def _rows_as_classes(predictions: list[Prediction]) -> tuple[list[Prediction], WordClasses]:
     """Give the predictions with every word as a class of its own, and the class of each word."""
     first = predictions[0]
     if not isinstance(first, DensePrediction):
         raise InputError("The rules for words need scores on a grid, but the method predicts masks: use WholeImage.")
     word_classes = first.word_classes
     if word_classes is None:
-        return predictions, torch.arange(first.num_classes, device=first.scores.device)
+        each = torch.arange(first.num_classes, device=first.scores.device)
+        return predictions, WordClasses(each, first.num_classes)
     return [replace(p, word_classes=None) for p in predictions if isinstance(p, DensePrediction)], word_classes

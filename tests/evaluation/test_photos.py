@@ -69,6 +69,6 @@ def test_a_photo_that_is_affordable_is_answered_at_its_own_size() -> None:
 def test_methods_that_hold_all_classes_get_fewer_pixels_where_there_are_many_words() -> None:
     words = Vocabulary.from_words([f"word {number}" for number in range(5000)])
     many = Segmenter(Halves(), words, MultiScale())
-    height, width = many._affordable((3000, 4000))
+    height, width = many.affordable((3000, 4000))
     assert height * width * 5000 <= 2**28
-    assert Segmenter(Halves(), words, WholeImage())._affordable((1000, 1000)) == (1000, 1000)
+    assert Segmenter(Halves(), words, WholeImage()).affordable((1000, 1000)) == (1000, 1000)

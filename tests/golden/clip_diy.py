@@ -65,7 +65,7 @@ def compute(case: Case) -> dict[str, Tensor]:
     if meta.get("text_tower", True):
         classifier = TextClassifier(module.clip)
         classifier.templates = (meta["prompt"].replace("{name}", "{}"),)
-        out["class_embeddings"] = classifier._embed(tuple((name,) for name in meta["class_names"])).vectors
+        out["class_embeddings"] = classifier.embed(tuple((name,) for name in meta["class_names"])).vectors
     # Where the softmax makes two classes equal, labels hang on the last bit of the text: go on with the recorded one.
     text = TextEmbeddings(vectors, torch.arange(len(vectors)), len(vectors))
 

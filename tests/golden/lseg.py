@@ -110,7 +110,7 @@ def embed_text(case: Case, module: LSeg, suffix: str = "") -> tuple[Tensor, dict
             "others first": [pairs[0][0], *(name for _, name in pairs)],
             "labels": [name for _, name in pairs],
         }
-    tokens = {layout: module.clip._tokenizer(list(labels)) for layout, labels in layouts.items()}
+    tokens = {layout: module.clip.tokenize(labels) for layout, labels in layouts.items()}
     layout = next((each for each, ids in tokens.items() if torch.equal(ids, recorded.flatten(0, -2).long())), None)
     assert layout is not None, f"{case}: token_ids{suffix} are those of none of {', '.join(layouts)}"
     out[f"token_ids{suffix}"] = tokens[layout].view_as(recorded)

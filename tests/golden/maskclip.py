@@ -78,7 +78,7 @@ def compute(case: Case) -> dict[str, Tensor]:
             classifier = TextClassifier(clip)
             classifier.templates = templates
             names = tuple((name,) for name in meta["class_names"])
-            text = classifier._embed(names).vectors
+            text = classifier.embed(names).vectors
             out |= {"tokens": tokens, "prompt_embeds": raw, "class_embeddings": text}
         else:
             text = io["class_embeddings"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.clip import CLIPSettings, TextClassifier, TextEmbeddings
 from ovsl.inference import MaskPrediction, WholeImage, resize
 from ovsl.losses import MaskTargets, uncertain_points
 from ovsl.methods.san import SAN, SANSizes
@@ -135,7 +135,9 @@ def is_not_text(name: str) -> bool:
 def give_text(module: SAN, vocabulary: Vocabulary, vectors: Tensor) -> None:
     """Let the classifier know the embeddings of a case that has no text tower."""
     embeddings = TextEmbeddings(vectors, torch.arange(len(vectors)), len(vectors))
-    module.text_classifier._embed = lambda names: embeddings  # type: ignore[method-assign]
+    classifier = module.text_classifier
+    assert isinstance(classifier, TextClassifier)
+    classifier.remember(vocabulary, embeddings)
     assert torch.equal(module.text_classifier(vocabulary).vectors, vectors)
 
 

@@ -68,7 +68,7 @@ def compute(case: Case) -> dict[str, Tensor]:
             names = tuple(tuple(words) for words in meta["class_words"])
             classifier = TextClassifier(module.clip, "imagenet_80", "max")
             tokens = module.clip.tokenize(classifier.prompts(names))
-            text = classifier._embed(names)
+            text = classifier.embed(names)
             out |= {"tokens": tokens, "prompt_embeds": module.clip.encode_text(tokens)}
         else:
             text = TextEmbeddings(io["query_embeddings"], io["query_index"].long(), len(meta["class_words"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ovsl.clip import CLIPSettings, TextEmbeddings
+from ovsl.clip import CLIPSettings, TextClassifier, TextEmbeddings
 from ovsl.inference import Inference, WholeImage, average_windows, resize
 from ovsl.losses import pixel_accuracy
 from ovsl.methods.zegclip import ZegCLIP, ZegCLIPSizes, official
@@ -135,12 +135,13 @@ def embed_text(case: Case, module: ZegCLIP) -> tuple[TextEmbeddings, dict[str, T
     index = torch.arange(len(vocabulary))
     text = TextEmbeddings(vectors, index, len(vocabulary), torch.tensor(vocabulary.seen))
     # Training asks the classifier for the seen classes, or for all: give it the recorded embeddings.
-    cache = module.text_classifier._cache
-    cache[tuple((name,) for name in vocabulary.classes)] = text
+    classifier = module.text_classifier
+    assert isinstance(classifier, TextClassifier)
+    classifier.remember(vocabulary, text)
     subset = vocabulary.subset(vocabulary.seen_indices)
     rows = vocabulary.seen_indices
     seen = TextEmbeddings(vectors[rows], index[: len(rows)], len(rows), torch.ones(len(rows), dtype=torch.bool))
-    cache[tuple((name,) for name in subset.classes)] = seen
+    classifier.remember(subset, seen)
     return text, out
 
 

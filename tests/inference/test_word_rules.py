@@ -13,6 +13,7 @@ from ovsl.inference import (
     MaskPrediction,
     SlidingWindow,
     WholeImage,
+    WordClasses,
     WordInference,
     WordRules,
     resize,
@@ -20,7 +21,7 @@ from ovsl.inference import (
 from ovsl.inference.regions import most_frequent_labels, resize_regions
 from ovsl.vocabulary import Vocabulary
 
-WORD_CLASSES = torch.tensor([0, 0, 0, 1, 2, 2, 3])
+WORD_CLASSES = WordClasses(torch.tensor([0, 0, 0, 1, 2, 2, 3]), num_classes=4)
 
 
 def random_scores(size: int = 20, seed: int = 0) -> Tensor:
@@ -33,7 +34,7 @@ def plain_labels(rules: WordRules, scores: Tensor) -> Tensor:
     labels = []
     for image in scores:
         probabilities = (rules.logit_scale * image).softmax(0)
-        classes = torch.stack([probabilities[c == WORD_CLASSES].amax(0) for c in range(4)])
+        classes = torch.stack([probabilities[c == WORD_CLASSES.index].amax(0) for c in range(4)])
         if rules.area_threshold is not None:
             found = classes.argmax(0)
             areas = [int((found == c).sum()) for c in range(1, 4)]
@@ -118,7 +119,7 @@ def test_whole_image_may_go_straight_to_the_original_size() -> None:
 def test_other_inferences_take_the_best_word_of_a_class() -> None:
     images = random_images()
     scores = resize(predict(images).scores, (40, 52))
-    expected = torch.stack([scores[0, c == WORD_CLASSES].amax(0) for c in range(4)])[None]
+    expected = torch.stack([scores[0, c == WORD_CLASSES.index].amax(0) for c in range(4)])[None]
     torch.testing.assert_close(predict(images).semantic_scores((40, 52)), expected)
     torch.testing.assert_close(predict(images).semantic_scores((40, 52), slice(1, 3)), expected[:, 1:3])
     assert torch.equal(WholeImage().labels(predict, images, (40, 52)), expected.argmax(1))

@@ -210,10 +210,10 @@ def test_synonyms_compete_after_the_aggregation() -> None:
 
 def test_names_are_shown_up_to_their_first_comma_or_as_the_release_has_them() -> None:
     classifier = build(class_names={"ade20k_150": "cat_seg_ade20k"}).text_classifier
-    prompts = classifier.prompts(classifier._names(Vocabulary.load("ade20k_150")))  # type: ignore[attr-defined]
+    prompts = classifier.prompts(classifier.names(Vocabulary.load("ade20k_150")))  # type: ignore[attr-defined]
     assert prompts[6] == "A photo of a road in the scene"
     assert prompts[8] == "A photo of a windowpane in the scene"
-    other = classifier._names(Vocabulary.load("pascal_context_59"))  # type: ignore[attr-defined]
+    other = classifier.names(Vocabulary.load("pascal_context_59"))  # type: ignore[attr-defined]
     assert ("window",) in other
 
 

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from ovsl.errors import InputError
 from ovsl.runs import owner
+from ovsl.runs.files import write_text
 from ovsl.runs.owner import RunLock
 
 
@@ -43,13 +45,25 @@ def test_an_owner_on_another_machine_lives_by_its_signs(
 ) -> None:
     monkeypatch.setattr(owner, "BEAT", 0.05)
     monkeypatch.setattr(owner, "PATIENCE", 1.0)
-    elsewhere = RunLock(tmp_path)
-    elsewhere._content["machine"] = "another"
-    with elsewhere:
-        if alive:
+    file, ended = tmp_path / "owner.json", threading.Event()
+    with RunLock(tmp_path):
+        content = json.loads(file.read_text()) | {"machine": "another"}
+
+    def beat() -> None:
+        while not ended.wait(0.05):
+            content["beats"] += 1
+            write_text(file, json.dumps(content))
+
+    write_text(file, json.dumps(content))
+    elsewhere = threading.Thread(target=beat)
+    if alive:
+        elsewhere.start()
+        try:
             with pytest.raises(InputError, match="alive"):
                 RunLock(tmp_path).__enter__()
-        else:
-            elsewhere._released.set()
-            with RunLock(tmp_path):
-                assert json.loads((tmp_path / "owner.json").read_text())["machine"] != "another"
+        finally:
+            ended.set()
+            elsewhere.join()
+    else:
+        with RunLock(tmp_path):
+            assert json.loads(file.read_text())["machine"] != "another"

@@ -12,7 +12,20 @@ import yaml
 
 from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
+from ovsl.inference import (
+    PAMR,
+    Inference,
+    MultiScale,
+    NearestLabels,
+    SlidingWindow,
+    WholeImage,
+    WordInference,
+    WordRules,
+)
+from ovsl.methods import TrainingFree
+from ovsl.methods.cat_seg.inference import StretchedWholeImage, WindowsAndGlobalView
 from ovsl.methods.clip_lightweight import CLIPLightweight, CLIPLightweightSizes
+from ovsl.methods.lseg.multi_scale_sum import MultiScaleSum
 from ovsl.tools import export
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import TINY_CLIP
@@ -52,6 +65,80 @@ def test_the_file_computes_what_pytorch_does(module: CLIPLightweight, tmp_path: 
     assert json.loads(session.get_modelmeta().custom_metadata_map["classes"]) == ["road", "sky", "car"]
     # The text tower stays at home: its token embedding alone would be larger than the file.
     assert path.stat().st_size < 4 * TINY_CLIP["text_cfg"]["vocab_size"] * TINY_CLIP["text_cfg"]["width"]
+
+
+INFERENCES = [
+    SlidingWindow(crop_size=48, stride=32, window_batch_size=2),
+    *(
+        pytest.param(inference, marks=pytest.mark.slow)
+        for inference in (
+            MultiScale(scales=(0.5, 1.0)),
+            MultiScaleSum(base_size=64, crop_size=48, scales=(1.0,)),
+            NearestLabels(),
+            StretchedWholeImage(),
+            WindowsAndGlobalView(image_size=64, crop_size=48),
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("inference", INFERENCES, ids=lambda inference: type(inference).__name__)
+def test_windows_and_views_are_in_the_file(module: CLIPLightweight, tmp_path: Path, inference: Inference) -> None:
+    """The file says what the segmenter says with the same inference, and not with another."""
+    module.inference = inference
+    path = tmp_path / "model.onnx"
+    assert export.export(module, WORDS, path, (60, 90), "scores") < 1e-4
+    image = torch.randint(256, (1, 3, 60, 90), dtype=torch.uint8)
+    (found,) = onnxruntime.InferenceSession(path).run(None, {"image": image.numpy()})
+    with torch.no_grad():
+        expected = module.segmenter(WORDS).scores(image)
+        module.inference = WholeImage()
+        whole = module.segmenter(WORDS).scores(image)
+    torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-3, rtol=1e-3)
+    assert (expected - whole).abs().max() > 2e-3
+
+
+def test_rules_for_words_are_in_the_file(tmp_path: Path) -> None:
+    """Several words of a class, both thresholds and the refinement; those of a dataset where it has its own."""
+    torch.manual_seed(0)
+    rules = WordRules(logit_scale=40.0, probability_threshold=0.3, area_threshold=0.2)
+    inference = WordInference(SlidingWindow(48, 24), rules, PAMR(steps=2, dilations=(1, 4)))
+    module = TrainingFree(
+        clip=CLIPSettings("tiny", config=TINY_CLIP),
+        templates="photo_of",
+        word_list=None,
+        inference=WholeImage(),
+        inference_for={"street": inference},
+    )
+    words = Vocabulary.from_words(["background, wall", "car, van", "tree", "road"])
+    answers = {}
+    for dataset in ("street", None):
+        path = tmp_path / f"{dataset}.onnx"
+        assert export.export(module, words, path, (64, 80), dataset=dataset) < 1e-3
+        image = export.colored_patches((64, 80)).flip(-1)
+        (found,) = onnxruntime.InferenceSession(path).run(None, {"image": image.numpy()})
+        with torch.no_grad():
+            (expected,) = module.segmenter(words, dataset)([image[0]], [(64, 80)])
+        assert (torch.from_numpy(found[0]) == expected.labels).float().mean() > 0.999
+        answers[dataset] = found
+    assert len(set(answers["street"].flatten())) > 1, "a map of one label proves little"
+    assert (answers["street"] != answers[None]).mean() > 0.05
+
+
+def test_a_step_that_onnx_lacks_is_told_in_a_sentence(module: CLIPLightweight, tmp_path: Path) -> None:
+    class Sampled(WholeImage):
+        """Decides by what it sees which words count."""
+
+        def scores(self, predict: Any, images: torch.Tensor, original_size: Any = None) -> torch.Tensor:
+            scores = super().scores(predict, images, original_size)
+            return scores if scores.numpy().max() > 0 else -scores
+
+    module.inference = Sampled()
+    with pytest.raises(
+        InputError, match=r"CLIPLightweight with Sampled cannot be exported: .* choose another --model.inf"
+    ):
+        export.export(module, WORDS, tmp_path / "model.onnx", (64, 64))
+    assert not (tmp_path / "model.onnx").exists()
 
 
 def test_a_run_is_exported_by_its_configuration(

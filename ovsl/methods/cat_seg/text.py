@@ -47,7 +47,7 @@ class TrainedTextClassifier(TextClassifier):
         """
         trained = [p for n, p in self.clip.model.named_parameters() if p.requires_grad and not n.startswith("visual.")]
         if trained and torch.is_grad_enabled():
-            names = self._names(vocabulary)
+            names = self.names(vocabulary)
             return self._average(self.encode(self.clip.tokenize(self.prompts(names))), names)
         # Compared by value: fused optimisers write to a tensor without raising its version.
         same = len(trained) == len(self._weights_of_cache) and all(
@@ -59,9 +59,10 @@ class TrainedTextClassifier(TextClassifier):
             self._weights_of_cache = [parameter.detach().clone() for parameter in trained]
         return super().__call__(vocabulary)
 
-    def _names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+    def names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
+        """Say which names of each class are shown to the text tower; see `class_names`."""
         if self.synonyms != "first":
-            return super()._names(vocabulary)
+            return super().names(vocabulary)
         # What stands behind the first comma of a name is left out, as published.
         known = self.class_names.get(vocabulary.name, {})
         shown = [known.get(name, name.split(", ")[0]) for name in vocabulary.classes]

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from ovsl.clip import SynonymRule, TextEmbeddings, ViTTower
 from ovsl.evaluation import Words
-from ovsl.inference import DensePrediction, Inference, Prediction, WordInference
+from ovsl.inference import DensePrediction, Inference, Prediction, WordClasses, WordInference
 from ovsl.layers import ImageNormalization, cosine_scores
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.training_free.last_block import LastBlock, TokenAttention
@@ -102,9 +102,8 @@ class TrainingFree(SegmentationModule):
         """Return the cosines of patches and words; see `SegmentationModule.forward`."""
         features, padding = self.dense_features(images, regions)
         several = len(text.vectors) > text.num_classes
-        return DensePrediction(
-            cosine_scores(features, text.vectors), padding=padding, word_classes=text.class_index if several else None
-        )
+        words = WordClasses(text.class_index, text.num_classes) if several else None
+        return DensePrediction(cosine_scores(features, text.vectors), padding=padding, word_classes=words)
 
     def words(self, vocabulary: Vocabulary) -> Words:
         """Take a vocabulary with the words of the publication; see `SegmentationModule.words`."""

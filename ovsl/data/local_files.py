@@ -53,9 +53,8 @@ def _check_complete(files: Sequence[Path]) -> None:
     for file in files:
         if (named := _NUMBERED.match(file.name)) is None:
             continue
-        expected = [
-            f"{named['split']}-{number:05d}-of-{named['count']}.parquet" for number in range(int(named["count"]))
-        ]
+        split, count = named["split"], named["count"]
+        expected = [f"{split}-{number:05d}-of-{count}.parquet" for number in range(int(count))]
         if missing := [name for name in expected if name not in present]:
             raise InputError(
                 f"{len(missing)} of the {len(expected)} files of split '{split}' are missing in "

@@ -15,6 +15,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -203,6 +204,10 @@ def write_shards(tasks: Sequence[Task], workers: int) -> Iterator[int]:
         try:
             for future in as_completed(futures):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "A process was killed, perhaps for want of memory: lower --workers; the same command goes on."
+            ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

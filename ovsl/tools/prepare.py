@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import time
@@ -71,9 +70,8 @@ def _plan(config: dict[str, Any]) -> Conversion:
             raise InputError("Where to? Give --to DIR.")
         return plan_conversion(layout, source, target, _describe_own(layout, target), config["splits"], config["files"])
     if name not in LAYOUTS:
-        close = difflib.get_close_matches(name, [*LAYOUTS, "folder"], n=1)
-        hint = f"did you mean '{close[0]}'?" if close else f"use folder, or one of {', '.join(LAYOUTS)}."
-        raise InputError(f"There is no dataset '{name}' to prepare: {hint}")
+        entry(name)
+        raise InputError(f"There is nothing to prepare of '{name}': use folder, or one of {', '.join(LAYOUTS)}.")
     known, layout = entry(name), LAYOUTS[name]()
     assert known.files is not None
 

@@ -34,7 +34,9 @@ def check_push(repo: str) -> None:
 
 
 def push(folder: Path, repo: str, private: bool = True) -> str:
-    """Upload a folder as one commit; Parquet files of the repository that are not in it are removed.
+    """Upload a folder as one commit, so that the repository has all of it or nothing.
+
+    Parquet files of the repository that are not in the folder are removed.
 
     Args:
         folder: Made by `ovsl prepare`.
@@ -48,19 +50,26 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         InputError: The Hub cannot be reached or refuses.
     """
     import httpx
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     check_push(repo)
     api = HfApi(library_name="ovsl")
+    local = sorted(file for file in folder.iterdir() if file.is_file())
     try:
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo,
+        there = api.list_repo_files(repo, repo_type="dataset")
+        names = {file.name for file in local}
+        stale = [name for name in there if name.endswith(".parquet") and name not in names]
+        # `upload_folder` makes several commits, between which a reader would find a part of the data.
+        commit = api.create_commit(
+            repo,
+            [
+                *(CommitOperationAdd(file.name, file) for file in local),
+                *(CommitOperationDelete(name) for name in stale),
+            ],
             repo_type="dataset",
-            folder_path=folder,
             commit_message="Parquet files made by ovsl prepare",
-            delete_patterns="*.parquet",
         )
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None

@@ -206,5 +206,5 @@ def _short(kind: str) -> str:
 
 
 def _some(ids: Sequence[str]) -> str:
-    named = ", ".join(repr(id) for id in ids[:NAMED])
+    named = ", ".join(repr(id) for id in sorted(ids)[:NAMED])
     return f"{len(ids)} images ({named}{', ...' if len(ids) > NAMED else ''})"

@@ -22,7 +22,9 @@ VERBS = {
 }
 TOOLS = {
     "convert": "turn a checkpoint of an official release into one of ovsl",
+    "data": "look through a dataset for what is wrong with it",
     "export": "write a trained method with fixed words as ONNX",
+    "prepare": "make Parquet files of an official release, or of a folder of your own",
     "profile": "print parameters, multiply-adds, latency and memory of a method",
     "report": "print one table of all results, and draw them",
     "study": "run the cells of a study, here or on a cluster",
@@ -30,8 +32,8 @@ TOOLS = {
 }
 """The small commands: modules of `ovsl.tools`, imported when they are asked for."""
 
-LIGHT = ("report", "study", "submit")
-"""Tools that build no model, and import no torch."""
+LIGHT = ("data", "prepare", "report", "study", "submit")
+"""Tools that build no model; all but `data` and `prepare` import no torch."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,9 +1,11 @@
 """A stand-in for the Hugging Face Hub on 127.0.0.1, with faults that can be switched on.
 
-It answers what ``datasets`` asks of ``HF_ENDPOINT`` when it streams Parquet: file listings, headers, byte ranges. The
-variable is read at import, so code under test runs in a subprocess with ``hub.environment(folder)``.
+It answers what ``datasets`` asks of ``HF_ENDPOINT`` when it streams Parquet: file listings, headers, byte ranges; and
+what ``huggingface_hub`` asks when it uploads. The variable is read at import, so code under test runs in a subprocess
+with ``hub.environment(folder)``.
 """
 
+import base64
 import json
 import threading
 from collections import Counter
@@ -27,6 +29,9 @@ class Hub(ThreadingHTTPServer):
             ``drop`` closes the connection in the middle of its first body; each happens once per file and fault.
         reads: Bytes sent per file.
         happened: Faults that took place, per kind.
+        users: Owner by token; only these may write, and to their own repositories.
+        private: Repositories ``owner/name`` that nobody else may read.
+        commits: Names of the files of each commit that was pushed.
     """
 
     daemon_threads = True
@@ -37,6 +42,10 @@ class Hub(ThreadingHTTPServer):
         self.faults: dict[str, str] = {}
         self.reads: Counter[str] = Counter()
         self.happened: Counter[str] = Counter()
+        self.users: dict[str, str] = {}
+        self.private: set[str] = set()
+        self.commits: list[list[str]] = []
+        self.objects: dict[str, bytes] = {}
         self._done: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 
@@ -50,6 +59,7 @@ class Hub(ThreadingHTTPServer):
             "HF_HOME": str(home),
             "HF_UPDATE_DOWNLOAD_COUNTS": "FALSE",
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_XET": "1",
         }
 
     def fault(self, path: str) -> str | None:
@@ -76,6 +86,76 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer(body=True)
 
+    def do_PUT(self) -> None:
+        self.server.objects[self.path.rpartition("/")[2]] = self.body()
+        self.json(200, {})
+
+    def do_POST(self) -> None:
+        sent = self.body()
+        parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+        if parts == ["api", "repos", "create"]:
+            return self.create(json.loads(sent))
+        if parts == ["api", "validate-yaml"]:
+            return self.json(200, {})
+        owner, name = parts[2:4] if parts[0] == "api" else (parts[1], parts[2].removesuffix(".git"))
+        if self.user != owner:
+            return self.json(403 if self.user else 401, {"error": "Forbidden"})
+        if "preupload" in parts:
+            modes = [
+                {"path": file["path"], "uploadMode": "lfs" if ".parquet" in file["path"] else "regular",
+                 "shouldIgnore": False}
+                for file in json.loads(sent)["files"]
+            ]  # fmt: skip
+            return self.json(200, {"files": modes})
+        if parts[-1] == "batch":
+            objects = [
+                {**entry, "actions": {"upload": {"href": f"{self.server.url}/lfs/{entry['oid']}"}}}
+                for entry in json.loads(sent)["objects"]
+            ]
+            return self.json(200, {"transfer": "basic", "objects": objects})
+        return self.commit(f"{owner}/{name}", [json.loads(line) for line in sent.splitlines()])
+
+    def create(self, asked: dict) -> None:
+        owner, name = asked["organization"], asked["name"]
+        if self.user != owner:
+            return self.json(403 if self.user else 401, {"error": "Forbidden"})
+        url = {"url": f"{self.server.url}/datasets/{owner}/{name}"}
+        if (self.server.root / owner / name).is_dir():
+            return self.json(409, url)
+        (self.server.root / owner / name).mkdir(parents=True)
+        if asked.get("visibility") == "private":
+            self.server.private.add(f"{owner}/{name}")
+        return self.json(200, url)
+
+    def commit(self, repo: str, lines: list[dict]) -> None:
+        folder, names = self.server.root / repo, []
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif line["key"] == "lfsFile":
+                (folder / value["path"]).write_bytes(self.server.objects[value["oid"]])
+            elif line["key"] == "deletedFile":
+                (folder / value["path"]).unlink()
+            names += [value["path"]] if "path" in value else []
+        self.server.commits.append(names)
+        self.json(200, {"commitUrl": f"{self.server.url}/datasets/{repo}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    @property
+    def user(self) -> str | None:
+        """Who asks."""
+        return self.server.users.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        received = b""
+        while size := int(self.rfile.readline(), 16):
+            received += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return received
+
     def answer(self, body: bool) -> None:
         url = urlsplit(self.path)
         # Revisions hold encoded slashes: split first, unquote after.
@@ -85,6 +165,8 @@ class Handler(BaseHTTPRequestHandler):
         repo = self.server.root / owner / name
         if parts[1 if api else 0] != "datasets" or not name:
             self.json(404, {"error": "not found"})
+        elif f"{owner}/{name}" in self.server.private and self.user != owner:
+            self.json(401, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif not repo.is_dir():
             self.json(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         elif api and (not rest or rest[0] == "revision"):

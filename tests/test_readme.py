@@ -12,6 +12,9 @@ import pytest
 from PIL import Image
 
 from ovsl.__main__ import VERBS, main
+from ovsl.data import ToySource
+from ovsl.tools.report import collect
+from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,7 +31,11 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in plain]
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+PHOTOS = [command for command in commands() if "ovsl:data/folder" in command or "runs/photos/config.yaml" in command]
+"""From a folder of photos to a model; these run."""
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if command not in PHOTOS], ids=" ".join)
 def test_a_command_is_understood(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +56,34 @@ def test_a_command_is_understood(
         main(command if "--model.help" in command else [*command, "--print_config"])
     assert ended.value.code == 0
     assert "clip" in capsys.readouterr().out
+
+
+def test_a_folder_of_photos_becomes_a_trained_and_tested_model_in_three_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OVSL_DATA", raising=False)
+    for folder in ("images", "masks"):
+        Path("photos", folder).mkdir(parents=True)
+    scenes = ToySource(seed=0, length=20)
+    for number in range(20):
+        scene = scenes.row(number)
+        Image.fromarray(scene.image).save(f"photos/images/{number}.jpg", quality=95)
+        Image.fromarray(np.asarray(scene.semantic).astype(np.uint8)).save(f"photos/masks/{number}.png")
+    Path("photos/classes.txt").write_text("\n".join(Vocabulary.load("toy").classes))
+
+    assert [command[0] for command in PHOTOS] == ["data", "fit", "test"]
+    check, fit, test = PHOTOS
+    assert main(check) == 0
+    short = ["--trainer.max_steps", "10", "--trainer.val_check_interval", "10", "--data.num_workers", "0"]
+    assert main([*fit, *short, "--trainer.enable_progress_bar", "false"]) == 0
+    assert main([*test, "--trainer.enable_progress_bar", "false"]) == 0
+    assert sorted(path.name for path in Path("runs/data").iterdir()) == [
+        "folder-photos-validation.png", "folder-train.png", "folder.json"
+    ]  # fmt: skip
+    (result,) = collect([Path("runs/photos")], "test")
+    assert result.images == 4
+    assert result.metrics["mIoU"] > 0.2, "the shipped toy CLIP knows these words"
 
 
 def test_a_released_clip_is_set_where_the_readme_says(

@@ -3,6 +3,7 @@
 from ovsl.data.catalogue import Catalogued
 from ovsl.data.datamodule import PredictionData, SegmentationDataModule
 from ovsl.data.evaluation_set import EvaluationSet
+from ovsl.data.folder import FolderSource
 from ovsl.data.image_folder import ImageFolder
 from ovsl.data.parquet import HubSource, ParquetSource
 from ovsl.data.regions import ColorRegions, RegionFolder, RegionMaps, SegmentRegions
@@ -15,6 +16,7 @@ __all__ = [
     "ColorRegions",
     "EvaluationSet",
     "EvaluationTransform",
+    "FolderSource",
     "HubSource",
     "ImageFiles",
     "ImageFolder",

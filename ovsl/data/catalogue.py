@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ovsl.data.batches import AveragePrecisionRules
-from ovsl.data.parquet import HubSource, ParquetSource, locate
+from ovsl.data.local_files import locate
+from ovsl.data.parquet import HubSource, ParquetSource
 from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, LabelTransform, Row, Source, label_table
 from ovsl.data.toy import ToySource
 from ovsl.errors import InputError
@@ -66,11 +67,12 @@ class CatalogueEntry:
 
     Args:
         name: Name of the dataset, that of its scores too.
-        title: What it is, with its number of images (train / validation / test).
+        title: What it is.
         vocabulary: Vocabulary that its labels index.
         files: Folder of its Parquet files, with the columns of `LOCAL_COLUMNS`; None for a generated dataset.
         splits: Split of the files for each split of the dataset. Benchmarks whose test labels are not published are
             tested on their validation images.
+        counts: Documented number of images in each split of the files.
         ignore_index: Label value of the files for "no label".
         panoptic: Whether the files hold panoptic maps (`PANOPTIC_COLUMNS`): `never`; `optional`, where they are
             read on demand; or `default`, where they are read unless told not to.
@@ -89,6 +91,7 @@ class CatalogueEntry:
     vocabulary: str
     files: str | None = None
     splits: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     ignore_index: int = 255
     panoptic: Literal["never", "optional", "default"] = "never"
     evaluation_size: dict[str, int] | None = None
@@ -213,6 +216,10 @@ class Catalogued(Source):
     def row(self, index: int) -> Row:
         """See `Source`."""
         return self.source.row(index)
+
+    def columns(self) -> dict[str, str]:
+        """See `Source.columns`."""
+        return self.source.columns()
 
     def fingerprint(self) -> dict[str, Any]:
         """See `Source.fingerprint`."""

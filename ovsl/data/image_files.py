@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ovsl.errors import InputError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
@@ -26,8 +26,7 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
     found: list[tuple[Path, Path]] = []
     for path in (Path(p).expanduser() for p in paths):
         if path.is_dir():
-            files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
-            found += [(file, file.relative_to(path)) for file in sorted(files, key=_natural)]
+            found += [(file, file.relative_to(path)) for file in images_below(path)]
         elif path.is_file():
             found.append((path, Path(path.name)))
         else:
@@ -47,6 +46,12 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
                 id, number = f"{base}-{number}", number + 1
         ids[id] = None
     return [file for file, _ in found], list(ids)[1:]
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files in a folder and its sub-folders, in natural order."""
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    return sorted(files, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ovsl.data.image_files import images_below
 from ovsl.data.sources import Row, Source, decode_image
 from ovsl.errors import InputError
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 class ImageFolder(Source):
@@ -37,7 +36,8 @@ class ImageFolder(Source):
         Raises:
             InputError: There is no image.
         """
-        files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        # In the order of their names, which a seed draws from.
+        files = sorted(images_below(self.folder))
         if not files:
             raise InputError(f"There is no image below the {self.name}; give the folder of the training images.")
         if self.draw is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from abc import abstractmethod
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ovsl.data.fingerprint import footers_hash, samples_hash
+from ovsl.data.local_files import locate, parquet_files
 from ovsl.data.order import group_order
 from ovsl.data.regions import region_map
 from ovsl.data.sources import LabelTransform, Row, Source, decode_image, one_line
@@ -103,8 +103,8 @@ class ParquetRows(Source):
         """What to do when reading fails."""
 
     @cached_property
-    def _stream(self) -> tuple[Any, np.ndarray, dict[str, Any]]:
-        """The stream with one shard per row group, the first row of each row group, and what the data is."""
+    def _stream(self) -> tuple[Any, np.ndarray, dict[str, Any], dict[str, str]]:
+        """The stream with one shard per row group, the first row of each, what the data is, and its columns."""
         import datasets
         import fsspec  # type: ignore[import-untyped]
         import pyarrow.parquet as pq
@@ -131,7 +131,7 @@ class ParquetRows(Source):
 
             with ThreadPoolExecutor(8) as pool:
                 footers = list(pool.map(footer, splits[self._split]))
-            columns = footers[0].schema.to_arrow_schema().names
+            columns = {field.name: str(field.type) for field in footers[0].schema.to_arrow_schema()}
             segments_columns = (self.panoptic_column, self.segments_column) if self.panoptic else ()
             always = (self.image_column, self.mask_column, self.id_column, self.regions_column, self.instances_column)
             wanted = [column for column in (*always, *segments_columns) if column is not None]
@@ -154,7 +154,11 @@ class ParquetRows(Source):
             described["samples"] = samples_hash(local)
         if (commit := _COMMIT.search(str(splits[self._split][0]))) is not None:
             described["commit"] = commit[1]
-        return stream, np.concatenate([[0], np.cumsum(sizes)]), described
+        return stream, np.concatenate([[0], np.cumsum(sizes)]), described, columns
+
+    def columns(self) -> dict[str, str]:
+        """See `Source.columns`; from the footer of the first file."""
+        return self._stream[3]
 
     def fingerprint(self) -> dict[str, Any]:
         """Rows, a hash of what the footers say of rows and sizes, and the commit of a repository."""
@@ -222,7 +226,7 @@ class ParquetRows(Source):
             return self._open_groups[group]
         while len(self._open_groups) >= self.interleave:
             self._open_groups.popitem(last=False)
-        stream, first_rows, _ = self._stream
+        stream, first_rows, *_ = self._stream
         expected = int(first_rows[group + 1] - first_rows[group])
         for attempt in range(READ_ATTEMPTS):
             try:
@@ -314,25 +318,8 @@ class ParquetSource(ParquetRows):
     def _builder(self) -> Any:
         import datasets
 
-        found = [file for pattern in self.files for file in self._matches(locate(pattern))]
+        found = [file for pattern in self.files for file in parquet_files(locate(pattern), self.split)]
         return datasets.load_dataset_builder("parquet", data_files={self._split: [str(file) for file in found]})
-
-    def _matches(self, pattern: Path) -> list[Path]:
-        if pattern.is_dir():
-            patterns = [f"{self.split}-*.parquet", f"{self.split}.parquet", f"{self.split}/*.parquet"]
-            found = [file for top in (pattern, pattern / "data") for p in patterns for file in sorted(top.glob(p))]
-            shards = sorted(pattern.glob("*.parquet")) + sorted((pattern / "data").glob("*.parquet"))
-            if not found and shards:
-                splits = sorted({file.name.split("-0")[0].removesuffix(".parquet") for file in shards})
-                raise InputError(f"Folder '{pattern}' has no split '{self.split}': use one of {', '.join(splits)}.")
-        else:
-            found = sorted(Path(pattern.anchor or ".").glob(str(pattern.relative_to(pattern.anchor))))
-        if not found:
-            raise InputError(
-                f"No Parquet file matches '{pattern}' (split '{self.split}'): check the path of the data, or set "
-                "OVSL_DATA to the folder that holds it."
-            )
-        return found
 
     @property
     def _split(self) -> str:
@@ -341,10 +328,3 @@ class ParquetSource(ParquetRows):
     @property
     def _remedy(self) -> str:
         return "check that the files are complete Parquet files"
-
-
-def locate(pattern: str) -> Path:
-    """Take a path as given where it exists, otherwise below the folder of all data, if it exists there."""
-    given = Path(pattern).expanduser()
-    stored = Path(os.environ.get("OVSL_DATA", "data")) / given
-    return stored if not given.exists() and stored.exists() else given

@@ -136,6 +136,10 @@ class Source(ABC):
             InputError: The row cannot be used.
         """
 
+    def columns(self) -> dict[str, str]:
+        """Name and type of each column of the files, read or not; empty where the data is no table."""
+        return {}
+
     def fingerprint(self) -> dict[str, Any]:
         """Say what data this is, so that a run is not continued on other data: plain types, equal for equal data."""
         return {"rows": len(self)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -132,6 +133,38 @@ def draw_sheet(pictures: Sequence[Picture], vocabulary: Vocabulary, title: str) 
         axis.set_title(column, fontsize=9)
     figure.suptitle(title, fontsize=10)
     figure.legend(handles=patches, loc="outside lower center", ncols=legend_columns, fontsize=7, frameon=False)
+    return _rasterize(figure, dpi=110)
+
+
+def draw_overlays(
+    pictures: Sequence[tuple[str, np.ndarray, np.ndarray]], vocabulary: Vocabulary, title: str, columns: int = 4
+) -> np.ndarray:
+    """Draw labels over their images, in rows, with a legend of class names.
+
+    Args:
+        pictures: Name, image and labels of each, see `overlay`.
+        vocabulary: The classes.
+        title: Stands above the sheet.
+        columns: Images in a row.
+
+    Returns:
+        RGB, uint8 `(H, W, 3)`.
+    """
+    patches = legend_patches(present_classes([labels for *_, labels in pictures], vocabulary), vocabulary)
+    rows = math.ceil(len(pictures) / columns)
+    tallest = max(image.shape[0] / image.shape[1] for _, image, _ in pictures)
+    legend_height = 0.22 * math.ceil(len(patches) / 4) + 0.3
+    size = (2.4 * columns + 0.3, (2.4 * min(tallest, 2.0) + 0.2) * rows + legend_height + 0.5)
+    figure = Figure(size, layout="constrained")
+    for axis, picture in zip_longest(figure.subplots(rows, columns, squeeze=False).ravel(), pictures):
+        axis.set_axis_off()
+        if picture is not None:
+            name, image, labels = picture
+            step = max(1, max(image.shape) // 800)  # more pixels than are drawn would cost memory only
+            axis.imshow(overlay(image[::step, ::step], labels[::step, ::step], vocabulary), interpolation="nearest")
+            axis.set_title(name[-36:], fontsize=7)
+    figure.suptitle(title, fontsize=10)
+    figure.legend(handles=patches, loc="outside lower center", ncols=4, fontsize=7, frameon=False)
     return _rasterize(figure, dpi=110)
 
 

@@ -4,7 +4,7 @@ from ovsl.vocabulary.class_names import available_class_names, load_class_names
 from ovsl.vocabulary.files import as_vocabulary, vocabulary_name
 from ovsl.vocabulary.palette import generate_palette
 from ovsl.vocabulary.templates import available_templates, load_templates
-from ovsl.vocabulary.vocabulary import Vocabulary
+from ovsl.vocabulary.vocabulary import Vocabulary, instance_classes, release_ids
 
 __all__ = [
     "Vocabulary",
@@ -12,7 +12,9 @@ __all__ = [
     "available_class_names",
     "available_templates",
     "generate_palette",
+    "instance_classes",
     "load_class_names",
     "load_templates",
+    "release_ids",
     "vocabulary_name",
 ]

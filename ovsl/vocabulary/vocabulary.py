@@ -301,6 +301,30 @@ def _read(name: str) -> dict[str, Any]:
     return json.loads(text)
 
 
+def release_ids(name: str) -> tuple[int, ...]:
+    """Give the number that each class of a shipped vocabulary has in the files of its release, in label order.
+
+    Raises:
+        InputError: There is no such vocabulary, or its release has no numbers of its own.
+    """
+    ids = tuple(entry.get("dataset_id") for entry in _read(name)["classes"])
+    if None in ids:
+        raise InputError(f"the vocabulary '{name}' does not say how its release numbers the classes.")
+    return ids
+
+
+def instance_classes(name: str) -> tuple[int, ...]:
+    """Give the class that categories 1, 2, ... of the separate instance maps of a release stand for (ADE20K).
+
+    Raises:
+        InputError: There is no such vocabulary, or its release has no instance maps with categories of their own.
+    """
+    classes = _read(name).get("instance100_to_index")
+    if classes is None:
+        raise InputError(f"the vocabulary '{name}' has no categories of instance maps.")
+    return tuple(classes)
+
+
 def _unseen_by_split(name: str) -> dict[str, frozenset[int]]:
     """Unseen classes of every split that divides seen from unseen; other groupings (things and stuff) are left out."""
     unseen: dict[str, frozenset[int]] = {}

@@ -118,7 +118,8 @@ class EvaluatedModule(RecordedModule, ABC):
             return EpisodeEvaluation(task, lambda words: self.segmenter(words, task.name), self.device)
         segmenter = self.segmenter(task.vocabulary, task.name)
         synonyms = self.seen_by_synonyms(task.vocabulary)
-        return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms)
+        counts = self.trainer.testing
+        return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms, counts)
 
     def _evaluation_precision(self) -> AbstractContextManager[None]:
         if self.mixed_precision_evaluation:

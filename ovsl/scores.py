@@ -1,0 +1,117 @@
+"""From counts per class to scores: the one place where figures are defined. NumPy only, for any number of samples.
+
+Counts are `(..., C)`: metrics divide the sums of a dataset, a bootstrap those of a thousand samples of its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+AbsentClasses = Literal["skip", "zero"]
+
+IOU_UNIT = 1 << 40
+"""Sums of the IoU of segments are kept in whole multiples of 1 / IOU_UNIT: integers add up alike in any order."""
+
+
+def semantic_scores(
+    intersection: np.ndarray,
+    prediction_area: np.ndarray,
+    target_area: np.ndarray,
+    seen: Sequence[bool] | None = None,
+    absent: AbsentClasses = "skip",
+) -> dict[str, np.ndarray]:
+    """Divide counts of pixels; what the scores are is said by `ovsl.metrics.OpenVocabularyIoU`.
+
+    Args:
+        intersection: Pixels of each class that were found, `(..., C)`.
+        prediction_area: Pixels that were called so, likewise.
+        target_area: Pixels that are so, likewise.
+        seen: Whether each class was seen in training; without it the seen, unseen and harmonic means are NaN.
+        absent: How classes without ground truth enter the means.
+
+    Returns:
+        float64, NaN where undefined: `pAcc`, `mIoU`, `fwIoU`, `mIoU_seen`, `mIoU_unseen` and `hIoU`, `(...)`, and
+        `iou` of each class, `(..., C)`.
+    """
+    total = target_area.sum(-1)
+    iou = divide(intersection, prediction_area + target_area - intersection)
+    if absent == "skip":
+        iou = np.where(target_area == 0, np.nan, iou)
+    return {
+        "pAcc": divide(intersection.sum(-1), total),
+        "mIoU": mean(iou),
+        "fwIoU": divide(np.nansum(target_area * iou, -1), total),
+        **seen_and_unseen(iou, seen, ("mIoU_seen", "mIoU_unseen", "hIoU")),
+        "iou": iou,
+    }
+
+
+def panoptic_scores(
+    iou_sum: np.ndarray,
+    true_positives: np.ndarray,
+    false_positives: np.ndarray,
+    false_negatives: np.ndarray,
+    things: Sequence[bool],
+    seen: Sequence[bool] | None = None,
+) -> dict[str, np.ndarray]:
+    """Divide counts of segments; what the scores are is said by `ovsl.metrics.PanopticQuality`.
+
+    Args:
+        iou_sum: Sum of the IoU of matches of each class in units of 1 / `IOU_UNIT`, `(..., C)`.
+        true_positives: Number of matches, likewise.
+        false_positives: Segments found that are none, likewise.
+        false_negatives: Segments missed, likewise.
+        things: Whether each class is countable.
+        seen: Whether each class was seen in training.
+
+    Returns:
+        float64, NaN where undefined: the `scalars` of `PanopticQuality`, `(...)`, and `pq`, `sq` and `rq` of each
+        class, `(..., C)`.
+    """
+    quality = iou_sum / IOU_UNIT
+    size = true_positives + (false_positives + false_negatives) / 2
+    # No match has no quality of matches: 0, as in the COCO panoptic API, where the class occurs at all.
+    sq = np.where(size > 0, quality / np.maximum(true_positives, 1), np.nan)
+    rq, pq = divide(true_positives, size), divide(quality, size)
+    marks = np.asarray(things, bool)
+    scores = {}
+    for suffix, chosen in (("", np.ones_like(marks)), ("_things", marks), ("_stuff", ~marks)):
+        for name, values in (("PQ", pq), ("SQ", sq), ("RQ", rq)):
+            scores[f"{name}{suffix}"] = mean(values[..., chosen])
+    return scores | seen_and_unseen(pq, seen, ("PQ_seen", "PQ_unseen", "hPQ")) | {"pq": pq, "sq": sq, "rq": rq}
+
+
+def seen_and_unseen(
+    values: np.ndarray, seen: Sequence[bool] | None, names: tuple[str, str, str]
+) -> dict[str, np.ndarray]:
+    """Means over seen and over unseen classes, and the harmonic mean of the two.
+
+    Args:
+        values: Of each class, `(..., C)`, NaN where it does not enter the means.
+        seen: Whether each class is seen; None for no such distinction, all three are NaN then.
+        names: What the three are called.
+    """
+    marks = np.zeros(values.shape[-1], bool) if seen is None else np.asarray(seen, bool)
+    others = np.zeros_like(marks) if seen is None else ~marks
+    first, second = mean(values[..., marks]), mean(values[..., others])
+    return dict(zip(names, (first, second, harmonic_mean(first, second)), strict=True))
+
+
+def harmonic_mean(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Harmonic mean of two non-negative numbers: 0 if both are 0, NaN if either is."""
+    both = np.asarray(first + second)
+    return np.where(both == 0, 0.0, divide(2 * first * second, both))
+
+
+def mean(values: np.ndarray) -> np.ndarray:
+    """Mean over classes `(..., C)` of those that are not NaN; NaN where none is left."""
+    return divide(np.nansum(values, -1), np.isfinite(values).sum(-1))
+
+
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """Quotient as float64, NaN where the denominator is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(np.equal(denominator, 0), np.nan, np.divide(numerator, denominator))

@@ -5,30 +5,29 @@ Counts are `(..., C)`: metrics divide the sums of a dataset, a bootstrap those o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 AbsentClasses = Literal["skip", "zero"]
 
+PIXELS = ("intersection", "prediction_area", "target_area")
+"""Counts of pixels of a class: those that were found, that were called so, that are so."""
+SEGMENTS = ("iou_sum", "true_positives", "false_positives", "false_negatives")
+"""Counts of segments of a class: the IoU of matches in units of 1 / `IOU_UNIT`, matches, wrong ones, missed ones."""
+
 IOU_UNIT = 1 << 40
 """Sums of the IoU of segments are kept in whole multiples of 1 / IOU_UNIT: integers add up alike in any order."""
 
 
 def semantic_scores(
-    intersection: np.ndarray,
-    prediction_area: np.ndarray,
-    target_area: np.ndarray,
-    seen: Sequence[bool] | None = None,
-    absent: AbsentClasses = "skip",
+    counts: Mapping[str, np.ndarray], seen: Sequence[bool] | None = None, absent: AbsentClasses = "skip"
 ) -> dict[str, np.ndarray]:
     """Divide counts of pixels; what the scores are is said by `ovsl.metrics.OpenVocabularyIoU`.
 
     Args:
-        intersection: Pixels of each class that were found, `(..., C)`.
-        prediction_area: Pixels that were called so, likewise.
-        target_area: Pixels that are so, likewise.
+        counts: `PIXELS` of each class, `(..., C)`.
         seen: Whether each class was seen in training; without it the seen, unseen and harmonic means are NaN.
         absent: How classes without ground truth enter the means.
 
@@ -36,6 +35,7 @@ def semantic_scores(
         float64, NaN where undefined: `pAcc`, `mIoU`, `fwIoU`, `mIoU_seen`, `mIoU_unseen` and `hIoU`, `(...)`, and
         `iou` of each class, `(..., C)`.
     """
+    intersection, prediction_area, target_area = (counts[name] for name in PIXELS)
     total = target_area.sum(-1)
     iou = divide(intersection, prediction_area + target_area - intersection)
     if absent == "skip":
@@ -50,20 +50,12 @@ def semantic_scores(
 
 
 def panoptic_scores(
-    iou_sum: np.ndarray,
-    true_positives: np.ndarray,
-    false_positives: np.ndarray,
-    false_negatives: np.ndarray,
-    things: Sequence[bool],
-    seen: Sequence[bool] | None = None,
+    counts: Mapping[str, np.ndarray], things: Sequence[bool], seen: Sequence[bool] | None = None
 ) -> dict[str, np.ndarray]:
     """Divide counts of segments; what the scores are is said by `ovsl.metrics.PanopticQuality`.
 
     Args:
-        iou_sum: Sum of the IoU of matches of each class in units of 1 / `IOU_UNIT`, `(..., C)`.
-        true_positives: Number of matches, likewise.
-        false_positives: Segments found that are none, likewise.
-        false_negatives: Segments missed, likewise.
+        counts: `SEGMENTS` of each class, `(..., C)`.
         things: Whether each class is countable.
         seen: Whether each class was seen in training.
 
@@ -71,6 +63,7 @@ def panoptic_scores(
         float64, NaN where undefined: the `scalars` of `PanopticQuality`, `(...)`, and `pq`, `sq` and `rq` of each
         class, `(..., C)`.
     """
+    iou_sum, true_positives, false_positives, false_negatives = (counts[name] for name in SEGMENTS)
     quality = iou_sum / IOU_UNIT
     size = true_positives + (false_positives + false_negatives) / 2
     # No match has no quality of matches: 0, as in the COCO panoptic API, where the class occurs at all.

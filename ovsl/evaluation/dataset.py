@@ -25,8 +25,8 @@ from ovsl.metrics import (
 )
 from ovsl.results import ClassResult, EvaluationResult
 from ovsl.results.bootstrap import Interval, intervals
-from ovsl.results.image_counts import PIXELS, SEGMENTS, ImageCounts
-from ovsl.scores import panoptic_scores, seen_and_unseen, semantic_scores
+from ovsl.results.image_counts import ImageCounts
+from ovsl.scores import PIXELS, SEGMENTS, panoptic_scores, seen_and_unseen, semantic_scores
 
 _BY_SYNONYMS = ("mIoU_seen_by_synonyms", "mIoU_unseen_by_synonyms", "hIoU_by_synonyms")
 
@@ -179,12 +179,11 @@ class DatasetEvaluation:
         """Intervals of the metrics that sums over images give: all but mask AP, which ranks all detections together."""
 
         def score(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-            scores = semantic_scores(*(sums[name] for name in PIXELS), self.iou.seen, self.iou.absent)
+            scores = semantic_scores(sums, self.iou.seen, self.iou.absent)
             if self.seen_by_synonyms is not None:
                 scores |= seen_and_unseen(scores["iou"], self.seen_by_synonyms, _BY_SYNONYMS)
             if self.panoptic_quality is not None and "PQ" in metrics:
-                segments = (sums[name] for name in SEGMENTS)
-                scores |= panoptic_scores(*segments, self.panoptic_quality.things, self.panoptic_quality.seen)
+                scores |= panoptic_scores(sums, self.panoptic_quality.things, self.panoptic_quality.seen)
             return {name: scores[name] for name in metrics if name in scores}
 
         return intervals(counts, score)

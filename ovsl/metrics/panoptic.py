@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovsl.errors import InputError
-from ovsl.scores import IOU_UNIT, panoptic_scores
+from ovsl.scores import IOU_UNIT, SEGMENTS, panoptic_scores
 
 
 class PanopticQuality(Metric):
@@ -68,7 +68,7 @@ class PanopticQuality(Metric):
         self.num_classes = num_classes
         self.things = tuple(bool(value) for value in things)
         self.seen = None if seen is None else tuple(bool(value) for value in seen)
-        for name in ("iou_sum", "true_positives", "false_positives", "false_negatives"):
+        for name in SEGMENTS:
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -110,8 +110,8 @@ class PanopticQuality(Metric):
             And `images`, the number counted.
         """
         # On the CPU, since not every accelerator has float64.
-        states = (self.iou_sum, self.true_positives, self.false_positives, self.false_negatives)
-        scores = panoptic_scores(*(state.cpu().numpy() for state in states), things=self.things, seen=self.seen)
+        counts = {name: getattr(self, name).cpu().numpy() for name in SEGMENTS}
+        scores = panoptic_scores(counts, self.things, self.seen)
         return {name: torch.as_tensor(value) for name, value in scores.items()} | {"images": self.images.cpu()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovsl.errors import InputError
-from ovsl.scores import AbsentClasses, divide, semantic_scores
+from ovsl.scores import PIXELS, AbsentClasses, divide, semantic_scores
 
 
 class OpenVocabularyIoU(Metric):
@@ -75,7 +75,7 @@ class OpenVocabularyIoU(Metric):
         self.seen = None if seen is None else tuple(bool(value) for value in seen)
         self.ignore_index = ignore_index
         self.absent = absent
-        for name in ("intersection", "prediction_area", "target_area"):
+        for name in PIXELS:
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("images", "outside"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -126,12 +126,10 @@ class OpenVocabularyIoU(Metric):
                 f"classes and other than the ignore index {self.ignore_index}: check the label maps and the vocabulary."
             )
         # On the CPU, since not every accelerator has float64.
-        intersection, prediction_area, target_area = (
-            state.cpu().numpy() for state in (self.intersection, self.prediction_area, self.target_area)
-        )
-        scores = semantic_scores(intersection, prediction_area, target_area, self.seen, self.absent)
+        counts = {name: getattr(self, name).cpu().numpy() for name in PIXELS}
+        scores = semantic_scores(counts, self.seen, self.absent)
         values = {name: torch.as_tensor(value) for name, value in scores.items()}
-        accuracy = torch.as_tensor(divide(intersection, target_area))
+        accuracy = torch.as_tensor(divide(counts["intersection"], counts["target_area"]))
         return values | {"accuracy": accuracy, "pixels": self.target_area.cpu(), "images": self.images.cpu()}
 
 

@@ -1,8 +1,8 @@
 """Intervals over images: the bootstrap of Efron (*Bootstrap Methods: Another Look at the Jackknife*, 1979).
 
-The images of a dataset are drawn again with replacement, a thousand times, and the scores of each draw computed from the
-counts that its images add up to. An interval holds the middle 95 % of them. It says how much a score would move had other
-images of the same kind been taken, and nothing about seeds or training.
+The images of a dataset are drawn again with replacement, a thousand times, and the scores of each draw computed from
+the counts that its images add up to. An interval holds the middle 95 % of them. It says how much a score would move had
+other images of the same kind been taken, and nothing about seeds or training.
 """
 
 from __future__ import annotations

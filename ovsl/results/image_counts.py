@@ -1,12 +1,11 @@
 """What every image of an evaluation adds to the counts: a small file beside its result, read without torch.
 
-`<stage>-<dataset>.images.npz` holds one entry for each image and each class that occurs in it, in its truth or in what was
-found. Intervals and comparisons need no second run then.
+`<stage>-<dataset>.images.npz` holds one entry for each image and each class that occurs in it, in its truth or in what
+was found. Intervals and comparisons need no second run then.
 """
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ovsl.errors import InputError
-from ovsl.runs.files import whole_file
-
-PIXELS = ("intersection", "prediction_area", "target_area")
-"""Columns of every evaluation: pixels of the class that were found, that were called so, that are so."""
-SEGMENTS = ("iou_sum", "true_positives", "false_positives", "false_negatives")
-"""Columns where segments were counted too, see `ovsl.scores.panoptic_scores`."""
+from ovsl.results.arrays import read_arrays, write_arrays
+from ovsl.scores import PIXELS, SEGMENTS
 
 SUFFIX = ".images.npz"
 
@@ -33,7 +28,7 @@ class ImageCounts:
         num_classes: C.
         image: Index of the image of each entry, ascending, `(E,)`.
         label: Class of each entry, ascending within an image, `(E,)`.
-        columns: int64 `(E,)` by name: `PIXELS`, and `SEGMENTS` where segments were counted.
+        columns: int64 `(E,)` by name: `ovsl.scores.PIXELS`, and `SEGMENTS` where segments were counted.
     """
 
     images: np.ndarray
@@ -91,15 +86,9 @@ class ImageCounts:
         return table
 
     def write(self, path: Path) -> None:
-        """Write the file, whole or not at all; integers take as few bytes as they need."""
-        arrays = {"image": self.image, "label": self.label, **self.columns}
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                images=self.images,
-                num_classes=np.array(self.num_classes),
-                **{name: narrow(values) for name, values in arrays.items()},
-            )
+        """Write the file, whole or not at all."""
+        own = {"images": self.images, "num_classes": np.array(self.num_classes), "image": self.image}
+        write_arrays(path, own | {"label": self.label, **self.columns})
 
     @classmethod
     def read(cls, path: Path) -> ImageCounts:
@@ -108,22 +97,14 @@ class ImageCounts:
         Raises:
             InputError: There is no such file, or it is none of these.
         """
+        arrays = read_arrays(path, "counts per image", "ovsl test")
+        columns = {name: arrays[name] for name in (*PIXELS, *SEGMENTS) if name in arrays}
         try:
-            with np.load(path, allow_pickle=False) as file:
-                columns = {name: file[name].astype(np.int64) for name in (*PIXELS, *SEGMENTS) if name in file}
-                image, label = file["image"].astype(np.int64), file["label"].astype(np.int64)
-                return cls(file["images"], int(file["num_classes"]), image, label, columns)
-        except FileNotFoundError as error:
-            raise InputError(f"There are no counts per image at '{path}': make them with `ovsl test`.") from error
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise InputError(f"'{path}' does not hold counts per image ({error}): evaluate the run again.") from error
+            return cls(arrays["images"], int(arrays["num_classes"]), arrays["image"], arrays["label"], columns)
+        except KeyError as error:
+            raise InputError(f"'{path}' does not hold counts per image: it lacks {error}.") from error
 
 
 def counts_file(result: Path) -> Path:
     """Where the counts per image of a result file lie."""
     return result.with_name(result.name.removesuffix(".json") + SUFFIX)
-
-
-def narrow(values: np.ndarray) -> np.ndarray:
-    """Non-negative integers in the fewest bytes that hold them."""
-    return values.astype(np.min_scalar_type(values.max(initial=0)))

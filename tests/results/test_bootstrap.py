@@ -9,8 +9,8 @@ import pytest
 
 from ovsl.errors import InputError
 from ovsl.results.bootstrap import differences, intervals
-from ovsl.results.image_counts import PIXELS, ImageCounts
-from ovsl.scores import semantic_scores
+from ovsl.results.image_counts import ImageCounts
+from ovsl.scores import PIXELS, semantic_scores
 
 
 def counts(num_images: int = 40, num_classes: int = 7, seed: int = 0, better: float = 0.0) -> ImageCounts:
@@ -25,7 +25,7 @@ def counts(num_images: int = 40, num_classes: int = 7, seed: int = 0, better: fl
 
 
 def score(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    found = semantic_scores(*(sums[name] for name in PIXELS), seen=[True] * 4 + [False] * 3)
+    found = semantic_scores(sums, seen=[True] * 4 + [False] * 3)
     return {name: found[name] for name in ("mIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "pAcc")}
 
 
@@ -81,7 +81,7 @@ def test_intervals_are_those_of_a_bootstrap_written_with_loops() -> None:
 def test_an_interval_of_equal_images_has_no_width() -> None:
     tables = np.tile(np.array([[3, 1], [4, 2], [4, 2]]), (10, 1, 1))
     same = ImageCounts.of([str(index) for index in range(10)], tables, PIXELS)
-    found = intervals(same, lambda sums: {"mIoU": semantic_scores(*(sums[name] for name in PIXELS))["mIoU"]})
+    found = intervals(same, lambda sums: {"mIoU": semantic_scores(sums)["mIoU"]})
     expected = (3 / 5 + 1 / 3) / 2
     assert found["mIoU"] == pytest.approx((expected, expected), abs=1e-12)
 
@@ -94,7 +94,7 @@ def test_undefined_draws_are_left_out_and_an_undefined_score_has_no_interval() -
     some = ImageCounts.of([str(index) for index in range(10)], tables, PIXELS)
 
     def scores(sums: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        found = semantic_scores(*(sums[name] for name in PIXELS), seen=[True, False])
+        found = semantic_scores(sums, seen=[True, False])
         return {"unseen": found["mIoU_unseen"], "never": np.full(len(found["mIoU"]), np.nan)}
 
     assert intervals(some, scores) == {"unseen": (0.5, 0.5)}

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import mean, stdev
 from typing import Literal, get_args
@@ -139,17 +139,40 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
         ]
         for result in results
     ]
-    if style == "csv":
-        return _csv(header, rows)
     notes = [note_of(name) for name in conventions]
     if any(each.intervals for each in results):
         notes.append(INTERVAL_NOTE)
-    if style == "text":
-        return _text(header, rows, len(labels) - 1, notes)
     best = _best(results, rows, len(labels), len(figures))
-    if style == "markdown":
-        return _markdown(header, rows, best, len(labels) - 1, notes)
-    return _latex(header, rows, best, len(labels) - 1, notes)
+    return render(header, rows, len(labels) - 1, notes, style, best)
+
+
+def render(
+    header: list[str],
+    rows: list[list[str]],
+    first_number: int,
+    notes: list[str],
+    style: TableStyle,
+    best: Collection[tuple[int, int]] = (),
+) -> str:
+    """Write a table in one of the styles.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        first_number: First column that is set to the right.
+        notes: Sentences below it; not in CSV.
+        style: `text`, `markdown`, `csv` or `latex`.
+        best: Cells (row, column) in bold, in Markdown and LaTeX.
+
+    Returns:
+        The table, ending with a line break.
+    """
+    if style == "csv":
+        return _csv(header, rows)
+    if style == "text":
+        return _text(header, rows, first_number, notes)
+    write = _markdown if style == "markdown" else _latex
+    return write(header, rows, best, first_number, notes)
 
 
 def figure_names(results: Sequence[EvaluationResult]) -> list[str]:
@@ -219,7 +242,7 @@ def _text(header: list[str], rows: list[list[str]], first_number: int, notes: li
 
 
 def _markdown(
-    header: list[str], rows: list[list[str]], best: set[tuple[int, int]], first_number: int, notes: list[str]
+    header: list[str], rows: list[list[str]], best: Collection[tuple[int, int]], first_number: int, notes: list[str]
 ) -> str:
     marked = [
         [f"**{cell}**" if (index, column) in best else cell.replace("|", "\\|") for column, cell in enumerate(row)]
@@ -231,7 +254,7 @@ def _markdown(
 
 
 def _latex(
-    header: list[str], rows: list[list[str]], best: set[tuple[int, int]], first_number: int, notes: list[str]
+    header: list[str], rows: list[list[str]], best: Collection[tuple[int, int]], first_number: int, notes: list[str]
 ) -> str:
     def cell(index: int, column: int, text: str) -> str:
         text = "--" if text == _UNDEFINED else "".join(_LATEX.get(letter, letter) for letter in text)

@@ -67,6 +67,12 @@ class Command(LightningCLI):
             help="Print what would be trained, on what and how, in a dozen lines, and stop.",
         )
         parser.add_argument(
+            "--diagnosis",
+            type=bool,
+            default=False,
+            help="In `ovsl test`: count where errors come from too, for `ovsl report --diagnosis`.",
+        )
+        parser.add_argument(
             "--suite",
             type=str | None,
             default=None,
@@ -141,6 +147,7 @@ class Command(LightningCLI):
         plain = yaml.safe_load(dumped)
         self.plain = plain
         self.model.settings = plain["model"]
+        self.model.diagnose = plain["diagnosis"]
         self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable, migrate_identity)
         self.config_init[verb]["ckpt_path"] = self.start.checkpoint and str(self.start.checkpoint)
         say(self.start.message)

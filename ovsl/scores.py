@@ -5,6 +5,7 @@ Counts are `(..., C)`: metrics divide the sums of a dataset, a bootstrap those o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -19,6 +20,17 @@ SEGMENTS = ("iou_sum", "true_positives", "false_positives", "false_negatives")
 
 IOU_UNIT = 1 << 40
 """Sums of the IoU of segments are kept in whole multiples of 1 / IOU_UNIT: integers add up alike in any order."""
+
+
+BINS = 400
+SMALLEST_MARGIN, LARGEST_MARGIN = 1e-4, 1e3
+"""Margins between scores that bins tell apart: relative to their size above the smallest, in equal steps below it."""
+MARGIN_REACH = math.asinh(LARGEST_MARGIN / SMALLEST_MARGIN)
+
+
+def margin_edges() -> np.ndarray:
+    """Edges of the bins of margins, ascending, `(BINS + 1,)`; the middle one is 0."""
+    return SMALLEST_MARGIN * np.sinh(MARGIN_REACH * np.arange(-BINS // 2, BINS // 2 + 1) / (BINS // 2))
 
 
 def semantic_scores(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
 from ovsl.errors import InputError
+from ovsl.evaluation.diagnosis import Diagnosis
 from ovsl.evaluation.image_counts import ImageCounting
 from ovsl.evaluation.segmenter import Segmenter
 from ovsl.inference import Segmentation
@@ -61,6 +62,7 @@ class DatasetEvaluation:
         seen_by_synonyms: Seen marks by the rule that FC-CLIP published, where they differ from those of the segmenter;
             the result then has the means of both.
         count_images: Whether the counts of each image are kept too, for intervals and comparisons.
+        diagnose: Whether what a diagnosis needs is counted too.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class DatasetEvaluation:
         device: torch.device | str = "cpu",
         seen_by_synonyms: Sequence[bool] | None = None,
         count_images: bool = False,
+        diagnose: bool = False,
     ) -> None:
         self.task = task
         self.seen_by_synonyms = seen_by_synonyms
@@ -87,6 +90,7 @@ class DatasetEvaluation:
             self.average_precision = rules(num_classes, seen).to(device)
         segments = SEGMENTS if self.panoptic_quality is not None else ()
         self.image_counting = ImageCounting((*PIXELS, *segments)) if count_images else None
+        self.diagnosis = Diagnosis(num_classes, seen, vocabulary.ignore_index).to(device) if diagnose else None
 
     def update(self, batch: EvaluationBatch) -> list[Segmentation]:
         """Segment a batch and count it.
@@ -98,7 +102,10 @@ class DatasetEvaluation:
             What was found in each image.
         """
         counts_segments = self.panoptic_quality is not None and "segment_ids" in batch
-        found = self.segmenter(batch["image"], batch["original_size"], counts_segments, batch.get("regions"))
+        if self.diagnosis is None:
+            found = self.segmenter(batch["image"], batch["original_size"], counts_segments, batch.get("regions"))
+        else:
+            found = [self._diagnose(self.diagnosis, batch, i, counts_segments) for i in range(len(batch["image"]))]
         for index, segmentation in enumerate(found):
             before = self._sums()
             self.iou.update(segmentation.labels, batch["semantic"][index])
@@ -108,8 +115,17 @@ class DatasetEvaluation:
                 self.image_counting.add(batch["id"][index], torch.stack(self._sums()) - torch.stack(before))
         return found
 
+    def _diagnose(self, diagnosis: Diagnosis, batch: EvaluationBatch, index: int, segments: bool) -> Segmentation:
+        regions, truth = batch.get("regions"), batch.get("segment_ids")
+        image = batch["image"][index]
+        region = None if regions is None else regions[index]
+        trace = self.segmenter.trace(image, batch["original_size"][index], segments, region)
+        size = (image.shape[-2], image.shape[-1])
+        diagnosis.update(trace, size, batch["semantic"][index], None if truth is None else truth[index])
+        return trace.found
+
     def _sums(self) -> list[Tensor]:
-        """The sums that images add to, in the order of `image_counting`."""
+        """List the sums that images add to, in the order of `image_counting`."""
         sums: list[Tensor] = [getattr(self.iou, name) for name in PIXELS]
         if self.panoptic_quality is not None:
             sums += [getattr(self.panoptic_quality, name) for name in SEGMENTS]
@@ -173,6 +189,7 @@ class DatasetEvaluation:
             published={name: value / 100 for name, value in self.task.published.items()},
             intervals={} if counts is None else self._intervals(counts, metrics),
             image_counts=counts,
+            diagnosis=None if self.diagnosis is None else self.diagnosis.counts(self.segmenter.words),
         )
 
     def _intervals(self, counts: ImageCounts, metrics: Mapping[str, float | None]) -> dict[str, Interval]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from ovsl import __version__
 from ovsl.errors import InputError
 from ovsl.results.bootstrap import Interval
+from ovsl.results.diagnosis_counts import DiagnosisCounts, diagnosis_file
 from ovsl.results.image_counts import ImageCounts, counts_file
 from ovsl.runs.files import write_text
 
@@ -55,6 +56,7 @@ class EvaluationResult:
         ovsl_version: Version that measured.
         created: When, in ISO 8601.
         image_counts: What each image adds to the counts; in a file of its own beside this one.
+        diagnosis: What a diagnosis counted, likewise.
     """
 
     run: str
@@ -71,19 +73,21 @@ class EvaluationResult:
     ovsl_version: str = __version__
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     image_counts: ImageCounts | None = field(default=None, repr=False, compare=False)
+    diagnosis: DiagnosisCounts | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
         """Text of a result file; undefined figures are `null`, since JSON has no NaN."""
-        values = asdict(replace(self, image_counts=None))
-        del values["image_counts"]
+        values = asdict(replace(self, image_counts=None, diagnosis=None))
+        del values["image_counts"], values["diagnosis"]
         return json.dumps({"format": FORMAT, **values}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, path: Path) -> None:
         """Write a result file, whole or not at all, after what belongs beside it."""
-        if self.image_counts is None:
-            counts_file(path).unlink(missing_ok=True)
-        else:
-            self.image_counts.write(counts_file(path))
+        for counts, file in ((self.image_counts, counts_file(path)), (self.diagnosis, diagnosis_file(path))):
+            if counts is None:
+                file.unlink(missing_ok=True)
+            else:
+                counts.write(file)
         write_text(path, self.to_json())
 
     @classmethod

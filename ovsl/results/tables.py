@@ -89,7 +89,8 @@ def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationRe
                 spread[metric] = stdev(numbers)
         first = {each.name: getattr(members[0], each.name) for each in fields(EvaluationResult)}
         # What varies over images is another thing than what varies over seeds, and one stands in a cell.
-        first |= {"run": f"{name} ({len(members)} seeds)", "metrics": means, "intervals": {}, "image_counts": None}
+        first |= {"run": f"{name} ({len(members)} seeds)", "metrics": means}
+        first |= {"intervals": {}, "image_counts": None, "diagnosis": None}
         averaged.append(SeedAverage(**first, spread=spread, seeds=len(members)))
     return averaged
 

@@ -140,7 +140,7 @@ class SuiteTest:
         return content if isinstance(content, dict) else {}
 
     def _record(self) -> dict[str, str]:
-        """What was asked, and what came out."""
+        """Say what was asked, and what came out."""
         asked = hashlib.sha256("\0".join([ovsl.__version__, *self.command]).encode())
         for position, word in enumerate(self.command):
             if word in ("-c", "--config"):
@@ -153,7 +153,7 @@ class SuiteTest:
 
 
 def _own_evaluation(args: Sequence[str]) -> tuple[dict[str, Any], bool]:
-    """What a command's files say of datasets, by their names, and whether they or its line set a size for all."""
+    """Find what the files of a command say of datasets, by name, and whether they or its line set a size for all."""
     datasets: dict[str, Any] = {}
     sized = any(word.startswith("--data.evaluation_transform") for word in args)
     for content in given_files(args):

@@ -63,6 +63,8 @@ def main(args: Sequence[str] | None = None) -> int:
         elif first in VERBS or first.startswith("-"):
             check_files(given)
             check_names(given)
+            if first == "test" and any(word.partition("=")[0] == "--suite" for word in given):
+                return int(importlib.import_module("ovsl.tools.suite").main(given[1:]))
             from ovsl.cli import run_lightning  # torch and Lightning, seconds of imports
 
             run_lightning(given)

@@ -26,6 +26,7 @@ from ovsl.callbacks import (
 from ovsl.cluster import check_launch
 from ovsl.command_line import recorded_model
 from ovsl.data import SegmentationDataModule
+from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.renamed import migrate_identity
 from ovsl.parsing import OneSentence
@@ -66,6 +67,18 @@ class Command(LightningCLI):
             help="Print what would be trained, on what and how, in a dozen lines, and stop.",
         )
         parser.add_argument(
+            "--diagnosis",
+            type=bool,
+            default=False,
+            help="In `ovsl test`: count where errors come from too, for `ovsl report --diagnosis`.",
+        )
+        parser.add_argument(
+            "--suite",
+            type=str | None,
+            default=None,
+            help="In `ovsl test`, on the command line: test every dataset of a suite (`ovsl/data/suites.yaml`).",
+        )
+        parser.add_argument(
             "--accept_other_data",
             type=bool,
             default=False,
@@ -95,6 +108,10 @@ class Command(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run directory and the logger before anything is built."""
         config = self.config[self.subcommand]
+        if config.suite is not None:
+            raise InputError(
+                "A suite is tested by `ovsl test --suite NAME`: on the command line, and by no other verb."
+            )
         if config.print_recipe:
             self.asked = dict(config.trainer)
             anywhere(config)
@@ -130,6 +147,7 @@ class Command(LightningCLI):
         plain = yaml.safe_load(dumped)
         self.plain = plain
         self.model.settings = plain["model"]
+        self.model.diagnose = plain["diagnosis"]
         self.start: Start = plan(verb, plain, type(self.model).__name__, self.model.trainable, migrate_identity)
         self.config_init[verb]["ckpt_path"] = self.start.checkpoint and str(self.start.checkpoint)
         say(self.start.message)

@@ -17,6 +17,7 @@ import ovsl
 import ovsl.methods
 from ovsl.__main__ import main
 from ovsl.data import ColorRegions, ToySource
+from ovsl.results.image_counts import ImageCounts
 from tests.conftest import ROOT
 
 METHODS = sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml"))
@@ -147,3 +148,10 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
         del result["created"], result["run"]
     assert first == second
     assert first["images"] == 5
+    assert first["intervals"].keys() == {name for name, value in first["metrics"].items() if value is not None}
+    alone, together = (ImageCounts.read(folder / "results/test-toy.images.npz") for folder in (one, two))
+    assert together.images.tolist() == alone.images.tolist() == [f"toy-2-{index:06d}" for index in range(5)]
+    for name in alone.columns:
+        np.testing.assert_array_equal(together.dense(name), alone.dense(name))
+    totals = [alone.dense(name).sum() for name in ("intersection", "target_area")]
+    assert totals[0] / totals[1] == first["metrics"]["pAcc"]

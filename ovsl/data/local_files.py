@@ -13,7 +13,7 @@ _NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.pa
 
 
 def locate(pattern: str) -> Path:
-    """A path as given where it exists, otherwise below the folder of all data, if it exists there."""
+    """Take a path as given where it exists, otherwise below the folder of all data, if it exists there."""
     given = Path(pattern).expanduser()
     stored = Path(os.environ.get("OVSL_DATA", "data")) / given
     return stored if not given.exists() and stored.exists() else given

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
 from ovsl.errors import InputError
+from ovsl.evaluation.diagnosis import Diagnosis
+from ovsl.evaluation.image_counts import ImageCounting
 from ovsl.evaluation.segmenter import Segmenter
 from ovsl.inference import Segmentation
 from ovsl.metrics import (
@@ -20,8 +24,12 @@ from ovsl.metrics import (
     OpenVocabularyIoU,
     PanopticQuality,
 )
-from ovsl.metrics.segmentation import seen_and_unseen_means
 from ovsl.results import ClassResult, EvaluationResult
+from ovsl.results.bootstrap import Interval, intervals
+from ovsl.results.image_counts import ImageCounts
+from ovsl.scores import PIXELS, SEGMENTS, panoptic_scores, seen_and_unseen, semantic_scores
+
+_BY_SYNONYMS = ("mIoU_seen_by_synonyms", "mIoU_unseen_by_synonyms", "hIoU_by_synonyms")
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class DatasetEvaluation:
         device: Where counts are kept.
         seen_by_synonyms: Seen marks by the rule that FC-CLIP published, where they differ from those of the segmenter;
             the result then has the means of both.
+        count_images: Whether the counts of each image are kept too, for intervals and comparisons.
+        diagnose: Whether what a diagnosis needs is counted too.
     """
 
     def __init__(
@@ -62,6 +72,8 @@ class DatasetEvaluation:
         absent: AbsentClasses,
         device: torch.device | str = "cpu",
         seen_by_synonyms: Sequence[bool] | None = None,
+        count_images: bool = False,
+        diagnose: bool = False,
     ) -> None:
         self.task = task
         self.seen_by_synonyms = seen_by_synonyms
@@ -76,6 +88,9 @@ class DatasetEvaluation:
             self.panoptic_quality = PanopticQuality(num_classes, things, seen).to(device)
             rules = CityscapesAveragePrecision if task.average_precision == "cityscapes" else MaskAveragePrecision
             self.average_precision = rules(num_classes, seen).to(device)
+        segments = SEGMENTS if self.panoptic_quality is not None else ()
+        self.image_counting = ImageCounting((*PIXELS, *segments)) if count_images else None
+        self.diagnosis = Diagnosis(num_classes, seen, vocabulary.ignore_index).to(device) if diagnose else None
 
     def update(self, batch: EvaluationBatch) -> list[Segmentation]:
         """Segment a batch and count it.
@@ -87,13 +102,34 @@ class DatasetEvaluation:
             What was found in each image.
         """
         counts_segments = self.panoptic_quality is not None and "segment_ids" in batch
-        found = self.segmenter(batch["image"], batch["original_size"], counts_segments, batch.get("regions"))
-        for segmentation, target in zip(found, batch["semantic"], strict=True):
-            self.iou.update(segmentation.labels, target)
-        if counts_segments:
-            for index, segmentation in enumerate(found):
+        if self.diagnosis is None:
+            found = self.segmenter(batch["image"], batch["original_size"], counts_segments, batch.get("regions"))
+        else:
+            found = [self._diagnose(self.diagnosis, batch, i, counts_segments) for i in range(len(batch["image"]))]
+        for index, segmentation in enumerate(found):
+            before = self._sums()
+            self.iou.update(segmentation.labels, batch["semantic"][index])
+            if counts_segments:
                 self._count_segments(segmentation, batch, index)
+            if self.image_counting is not None:
+                self.image_counting.add(batch["id"][index], torch.stack(self._sums()) - torch.stack(before))
         return found
+
+    def _diagnose(self, diagnosis: Diagnosis, batch: EvaluationBatch, index: int, segments: bool) -> Segmentation:
+        regions, truth = batch.get("regions"), batch.get("segment_ids")
+        image = batch["image"][index]
+        region = None if regions is None else regions[index]
+        trace = self.segmenter.trace(image, batch["original_size"][index], segments, region)
+        size = (image.shape[-2], image.shape[-1])
+        diagnosis.update(trace, size, batch["semantic"][index], None if truth is None else truth[index])
+        return trace.found
+
+    def _sums(self) -> list[Tensor]:
+        """List the sums that images add to, in the order of `image_counting`."""
+        sums: list[Tensor] = [getattr(self.iou, name) for name in PIXELS]
+        if self.panoptic_quality is not None:
+            sums += [getattr(self.panoptic_quality, name) for name in SEGMENTS]
+        return sums
 
     def _count_segments(self, found: Segmentation, batch: EvaluationBatch, index: int) -> None:
         if self.panoptic_quality is None or self.average_precision is None:
@@ -123,11 +159,12 @@ class DatasetEvaluation:
         values = self.iou.compute()
         metrics = {name: _number(values[name].item()) for name in self.iou.scalars}
         if self.seen_by_synonyms is not None:
-            means = seen_and_unseen_means(values["iou"], self.seen_by_synonyms)
-            metrics |= {f"{name}_by_synonyms": _number(value.item()) for name, value in means.items()}
+            means = seen_and_unseen(values["iou"].numpy(), self.seen_by_synonyms, _BY_SYNONYMS)
+            metrics |= {name: _number(float(value)) for name, value in means.items()}
         for metric in (self.panoptic_quality, self.average_precision):
             if metric is not None:
                 metrics |= _segment_metrics(metric)
+        counts = None if self.image_counting is None else self.image_counting.gather()
         if not int(values["images"]):
             raise InputError(
                 f"Not one image of '{self.task.name}' was evaluated: all were skipped, or there is none; a result of "
@@ -150,7 +187,23 @@ class DatasetEvaluation:
                 for name, is_seen, iou, accuracy, pixels in zip(vocabulary.classes, seen, *columns, strict=True)
             ),
             published={name: value / 100 for name, value in self.task.published.items()},
+            intervals={} if counts is None else self._intervals(counts, metrics),
+            image_counts=counts,
+            diagnosis=None if self.diagnosis is None else self.diagnosis.counts(self.segmenter.words),
         )
+
+    def _intervals(self, counts: ImageCounts, metrics: Mapping[str, float | None]) -> dict[str, Interval]:
+        """Intervals of the metrics that sums over images give: all but mask AP, which ranks all detections together."""
+
+        def score(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            scores = semantic_scores(sums, self.iou.seen, self.iou.absent)
+            if self.seen_by_synonyms is not None:
+                scores |= seen_and_unseen(scores["iou"], self.seen_by_synonyms, _BY_SYNONYMS)
+            if self.panoptic_quality is not None and "PQ" in metrics:
+                scores |= panoptic_scores(sums, self.panoptic_quality.things, self.panoptic_quality.seen)
+            return {name: scores[name] for name in metrics if name in scores}
+
+        return intervals(counts, score)
 
 
 def _segment_metrics(metric: PanopticQuality | MaskAveragePrecision) -> dict[str, float | None]:

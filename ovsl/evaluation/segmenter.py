@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,6 +14,8 @@ from ovsl.clip import TextEmbeddings
 from ovsl.errors import InputError
 from ovsl.evaluation.words import Words
 from ovsl.inference import Inference, Prediction, Segmentation, Size, SlidingWindow, WholeImage, segment
+from ovsl.inference.rows import Rows
+from ovsl.inference.semantic import Predict
 from ovsl.vocabulary import Vocabulary
 
 _TOO_SMALL = "Kernel size can't be greater than actual input size"
@@ -35,6 +37,21 @@ class Method(Protocol):
     def words(self, vocabulary: Vocabulary) -> Words:
         """Embed a vocabulary and decide which of its classes count as seen."""
         ...
+
+
+@dataclass(frozen=True)
+class Trace:
+    """An answer and what it comes from.
+
+    Attributes:
+        found: The answer.
+        scores: Scores of the classes of the vocabulary at its size by rows, `(1, H0, W0, C)`.
+        predictions: What the network said, in the order in which it was asked.
+    """
+
+    found: Segmentation
+    scores: Rows
+    predictions: tuple[Prediction, ...]
 
 
 class Segmenter:
@@ -79,6 +96,16 @@ class Segmenter:
         Returns:
             What was found in each image; labels are classes of the vocabulary.
         """
+        return self._segment(self._predict, images, sizes, segments, regions)
+
+    def _segment(
+        self,
+        predict: Predict,
+        images: Sequence[Tensor],
+        sizes: Sequence[Size],
+        segments: bool,
+        regions: Sequence[Tensor] | None,
+    ) -> list[Segmentation]:
         things = self._things() if segments and self.method.predicts_masks else None
         groups: dict[tuple[Size, Size], list[int]] = {}
         for index, (image, size) in enumerate(zip(images, sizes, strict=True)):
@@ -90,7 +117,7 @@ class Segmenter:
             if regions is not None and self.method.needs_regions:
                 maps = torch.stack([regions[index] for index in members])
             try:
-                segmentations = segment(self._predict, stacked, original_size, self.inference, things, maps)
+                segmentations = segment(predict, stacked, original_size, self.inference, things, maps)
             except RuntimeError as error:
                 if _TOO_SMALL not in str(error):
                     raise
@@ -101,6 +128,27 @@ class Segmenter:
                 ) from error
             found.update(zip(members, map(self._in_vocabulary, segmentations), strict=True))
         return [found[index] for index in range(len(images))]
+
+    def trace(self, image: Tensor, size: Size, segments: bool = False, region: Tensor | None = None) -> Trace:
+        """Segment one image and show what the answer comes from; the network sees it as often as in a plain call.
+
+        Args:
+            image: uint8 RGB `(3, H, W)`.
+            size: Size `(H0, W0)` at which the answer is wanted.
+            segments: See `__call__`.
+            region: Region map `(H0, W0)`, likewise.
+        """
+        predictions: list[Prediction] = []
+
+        def record(images: Tensor, *regions: Tensor) -> Prediction:
+            predictions.append(self._predict(images, *regions))
+            return predictions[-1]
+
+        (found,) = self._segment(record, [image], [size], segments, None if region is None else [region])
+        # The same views in the same order: what the network said of them is said again.
+        again = iter(predictions)
+        rows = self.inference.score_rows(lambda *_: next(again), image[None], size)
+        return Trace(found, rows.then(self._of_vocabulary), tuple(predictions))
 
     def photos(
         self, images: Sequence[Tensor], sizes: Sequence[Size], regions: Sequence[Tensor] | None = None
@@ -143,11 +191,14 @@ class Segmenter:
             `(B, C, H0, W0)`; minus infinity for classes that the method cannot predict.
         """
         scores = self.inference.scores(self._predict, images, size)
+        return self._of_vocabulary(scores.movedim(1, -1)).movedim(-1, 1)
+
+    def _of_vocabulary(self, scores: Tensor) -> Tensor:
+        """Bring scores `(..., K)` of what the method can predict to the classes of the vocabulary, `(..., C)`."""
         if self.words.positions is None:
             return scores
-        everything = scores.new_full((len(scores), len(self.vocabulary), *scores.shape[2:]), float("-inf"))
-        index = self.words.positions.view(-1, 1, 1).expand_as(scores)
-        return everything.scatter_reduce(1, index, scores, "amax")
+        everything = scores.new_full((*scores.shape[:-1], len(self.vocabulary)), float("-inf"))
+        return everything.scatter_reduce(-1, self.words.positions.expand_as(scores), scores, "amax")
 
     def _predict(self, images: Tensor, *regions: Tensor) -> Prediction:
         return self.method(images, self.words.text, *regions)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -85,11 +85,22 @@ class Rows:
         Returns:
             int64 `(B, H, W)`.
         """
+        return torch.cat([band.argmax(-1) for band in self.bands(num_channels)], dim=1)
+
+    def bands(self, num_channels: int) -> Iterator[Tensor]:
+        """Give all rows from top to bottom, as many at a time as are held without harm.
+
+        Args:
+            num_channels: See `labels`.
+
+        Yields:
+            `(B, r, W, C)`.
+        """
         first = self.band(0, 1)
         numbers = _BAND_NUMBERS.get(first.device.type, _ACCELERATOR_BAND_NUMBERS)
         rows = max(_LEAST_ROWS, numbers // (len(first) * self.size[1] * num_channels))
-        starts = range(0, self.size[0], rows)
-        return torch.cat([self.band(y, min(y + rows, self.size[0])).argmax(-1) for y in starts], dim=1)
+        for start in range(0, self.size[0], rows):
+            yield self.band(start, min(start + rows, self.size[0]))
 
 
 def _neighbours(

@@ -71,6 +71,16 @@ class Inference(ABC):
             `(B, C, H0, W0)`.
         """
 
+    def score_rows(self, predict: Predict, images: Tensor, original_size: Size) -> Rows:
+        """Give the scores of all classes by rows, for analyses; made together by an inference that needs them so.
+
+        Args:
+            predict: As for `labels`.
+            images: `(B, 3, H, W)`.
+            original_size: Size at which scores are wanted.
+        """
+        return Rows.of(self.scores(predict, images, original_size))
+
 
 class WholeImage(Inference):
     """The whole image at once.
@@ -97,8 +107,12 @@ class WholeImage(Inference):
 
     def scores(self, predict: Predict, images: Tensor, original_size: Size | None = None) -> Tensor:
         """See `Inference.scores`."""
+        return self.score_rows(predict, images, original_size or (images.shape[-2], images.shape[-1])).whole()
+
+    def score_rows(self, predict: Predict, images: Tensor, original_size: Size) -> Rows:
+        """See `Inference.score_rows`; in bands."""
         size = (images.shape[-2], images.shape[-1])
-        return whole_image_rows(predict(images), size, original_size or size, self.resize_masks_first).whole()
+        return whole_image_rows(predict(images), size, original_size, self.resize_masks_first)
 
     def predictions(
         self, predict: Predict, images: Tensor, regions: Tensor | None = None
@@ -143,6 +157,11 @@ class SlidingWindow(Inference):
         size = (images.shape[-2], images.shape[-1])
         windows, predictions = self.predictions(predict, images)
         return resize(average_windows(predictions, windows, size), original_size or size)
+
+    def score_rows(self, predict: Predict, images: Tensor, original_size: Size) -> Rows:
+        """See `Inference.score_rows`; in bands."""
+        windows, predictions = self.predictions(predict, images)
+        return average_window_rows(predictions, windows, (images.shape[-2], images.shape[-1])).resized(original_size)
 
     def predictions(
         self, predict: Predict, images: Tensor, regions: Tensor | None = None

@@ -32,6 +32,7 @@ class EvaluatedModule(RecordedModule, ABC):
     Attributes:
         evaluation: The datasets of the running verb.
         evaluation_results: What the last one found.
+        diagnose: Whether a test counts what a diagnosis needs too.
     """
 
     predicts_masks: bool = False
@@ -55,6 +56,7 @@ class EvaluatedModule(RecordedModule, ABC):
         self.mixed_precision_evaluation = mixed_precision_evaluation
         self.evaluation = Evaluation([])
         self.evaluation_results: list[EvaluationResult] = []
+        self.diagnose = False
 
     @property
     @abstractmethod
@@ -118,7 +120,9 @@ class EvaluatedModule(RecordedModule, ABC):
             return EpisodeEvaluation(task, lambda words: self.segmenter(words, task.name), self.device)
         segmenter = self.segmenter(task.vocabulary, task.name)
         synonyms = self.seen_by_synonyms(task.vocabulary)
-        return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms)
+        test = self.trainer.testing
+        diagnose = test and self.diagnose
+        return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms, test, diagnose)
 
     def _evaluation_precision(self) -> AbstractContextManager[None]:
         if self.mixed_precision_evaluation:

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
 from ovsl.errors import InputError
-from ovsl.metrics.segmentation import harmonic_mean
+from ovsl.scores import seen_and_unseen
 
 # Both as numpy rounds them, since the reference compares with these very numbers: its 0.7 is 0.7000000000000001, which
 # a recall of 7 / 10 does not reach.
@@ -199,12 +199,8 @@ class MaskAveragePrecision(Metric):
         ap = precision.mean(dim=2)
         values_out = {f"AP{suffix}": ap[area].nanmean() for area, suffix in enumerate(self.areas)}
         values_out |= {"AP50": precision[0, :, 0].nanmean(), "AP75": precision[0, :, 5].nanmean()}
-        seen_ap, unseen_ap = ap[0, :0], ap[0, :0]
-        if self.seen is not None:
-            seen = torch.tensor(self.seen)
-            seen_ap, unseen_ap = ap[0, seen], ap[0, ~seen]
-        mean_seen, mean_unseen = seen_ap.nanmean(), unseen_ap.nanmean()
-        values_out |= {"AP_seen": mean_seen, "AP_unseen": mean_unseen, "hAP": harmonic_mean(mean_seen, mean_unseen)}
+        means = seen_and_unseen(ap[0].numpy(), self.seen, ("AP_seen", "AP_unseen", "hAP"))
+        values_out |= {name: torch.as_tensor(value) for name, value in means.items()}
         return values_out | {"ap": ap[0], "images": self.images.cpu()}
 
     def _check(

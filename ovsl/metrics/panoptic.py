@@ -12,10 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovsl.errors import InputError
-from ovsl.metrics.segmentation import harmonic_mean
-
-UNIT = 1 << 40
-"""IoU sums are kept in whole multiples of 1/UNIT: integers add up to the same total in any order."""
+from ovsl.scores import IOU_UNIT, SEGMENTS, panoptic_scores
 
 
 class PanopticQuality(Metric):
@@ -71,7 +68,7 @@ class PanopticQuality(Metric):
         self.num_classes = num_classes
         self.things = tuple(bool(value) for value in things)
         self.seen = None if seen is None else tuple(bool(value) for value in seen)
-        for name in ("iou_sum", "true_positives", "false_positives", "false_negatives"):
+        for name in SEGMENTS:
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -113,26 +110,9 @@ class PanopticQuality(Metric):
             And `images`, the number counted.
         """
         # On the CPU, since not every accelerator has float64.
-        found, extra, missed = (
-            state.cpu().double() for state in (self.true_positives, self.false_positives, self.false_negatives)
-        )
-        iou_sum = self.iou_sum.cpu().double() / UNIT
-        size = found + (extra + missed) / 2
-        # No match has no quality of matches: 0, as in the COCO panoptic API, where the class occurs at all.
-        sq = torch.where(size > 0, iou_sum / found.clamp(min=1), torch.nan)
-        rq, pq = found / size, iou_sum / size
-        things = torch.tensor(self.things)
-        values = {}
-        for suffix, chosen in (("", torch.ones_like(things)), ("_things", things), ("_stuff", ~things)):
-            for name, quality in (("PQ", pq), ("SQ", sq), ("RQ", rq)):
-                values[f"{name}{suffix}"] = quality[chosen].nanmean()
-        seen_pq, unseen_pq = pq[:0], pq[:0]
-        if self.seen is not None:
-            seen = torch.tensor(self.seen)
-            seen_pq, unseen_pq = pq[seen], pq[~seen]
-        mean_seen, mean_unseen = seen_pq.nanmean(), unseen_pq.nanmean()
-        values |= {"PQ_seen": mean_seen, "PQ_unseen": mean_unseen, "hPQ": harmonic_mean(mean_seen, mean_unseen)}
-        return values | {"pq": pq, "sq": sq, "rq": rq, "images": self.images.cpu()}
+        counts = {name: getattr(self, name).cpu().numpy() for name in SEGMENTS}
+        scores = panoptic_scores(counts, self.things, self.seen)
+        return {name: torch.as_tensor(value) for name, value in scores.items()} | {"images": self.images.cpu()}
 
 
 def match_segments(
@@ -154,7 +134,7 @@ def match_segments(
         num_classes: Number of classes C.
 
     Returns:
-        Per class, (C,) int64: sum of the IoU of matches in units of 1 / `UNIT`, true positives, false positives,
+        Per class, (C,) int64: sum of the IoU of matches in units of 1 / `IOU_UNIT`, true positives, false positives,
         false negatives.
 
     Raises:
@@ -181,7 +161,7 @@ def match_segments(
     def count(labels: Tensor) -> Tensor:
         return torch.bincount(labels, minlength=num_classes)
 
-    units = (iou.sum(dim=0) * UNIT).round().long()
+    units = (iou.sum(dim=0) * IOU_UNIT).round().long()
     iou_sum = torch.zeros(num_classes, dtype=torch.int64, device=units.device).index_add_(0, classes.long(), units)
     return iou_sum, count(classes[found]), count(classes[extra]), count(target_classes[missed])
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from ovsl.errors import InputError
-
-AbsentClasses = Literal["skip", "zero"]
+from ovsl.scores import PIXELS, AbsentClasses, divide, semantic_scores
 
 
 class OpenVocabularyIoU(Metric):
@@ -76,7 +75,7 @@ class OpenVocabularyIoU(Metric):
         self.seen = None if seen is None else tuple(bool(value) for value in seen)
         self.ignore_index = ignore_index
         self.absent = absent
-        for name in ("intersection", "prediction_area", "target_area"):
+        for name in PIXELS:
             self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
         for name in ("images", "outside"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
@@ -127,24 +126,11 @@ class OpenVocabularyIoU(Metric):
                 f"classes and other than the ignore index {self.ignore_index}: check the label maps and the vocabulary."
             )
         # On the CPU, since not every accelerator has float64.
-        intersection, prediction_area, target_area = (
-            state.cpu() for state in (self.intersection, self.prediction_area, self.target_area)
-        )
-        total = target_area.sum()
-        union = prediction_area + target_area - intersection
-        iou = intersection.double() / union
-        if self.absent == "skip":
-            iou[target_area == 0] = torch.nan
-        return {
-            "pAcc": intersection.sum().double() / total,
-            "mIoU": iou.nanmean(),
-            "fwIoU": (target_area * iou).nansum() / total,
-            **seen_and_unseen_means(iou, self.seen),
-            "iou": iou,
-            "accuracy": intersection.double() / target_area,
-            "pixels": target_area,
-            "images": self.images.cpu(),
-        }
+        counts = {name: getattr(self, name).cpu().numpy() for name in PIXELS}
+        scores = semantic_scores(counts, self.seen, self.absent)
+        values = {name: torch.as_tensor(value) for name, value in scores.items()}
+        accuracy = torch.as_tensor(divide(counts["intersection"], counts["target_area"]))
+        return values | {"accuracy": accuracy, "pixels": self.target_area.cpu(), "images": self.images.cpu()}
 
 
 def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, ...]:
@@ -209,22 +195,3 @@ def _check_range(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
                     f"a {what} pixel has the label {value}, but the {num_classes} classes have 0..{num_classes - 1} "
                     f"and the ignore index is {ignore_index}: check the label map and the vocabulary."
                 )
-
-
-def seen_and_unseen_means(iou: Tensor, seen: Sequence[bool] | None) -> dict[str, Tensor]:
-    """Means of the IoU over seen and over unseen classes, and the harmonic mean of the two.
-
-    Args:
-        iou: Of each class, `(C,)`, NaN where it does not enter the means.
-        seen: Whether each class is seen, `(C,)`; None for no such distinction, all three are NaN then.
-    """
-    marks = torch.tensor([] if seen is None else seen, dtype=torch.bool)
-    known = iou if seen is not None else iou[:0]
-    mean_seen, mean_unseen = known[marks].nanmean(), known[~marks].nanmean()
-    return {"mIoU_seen": mean_seen, "mIoU_unseen": mean_unseen, "hIoU": harmonic_mean(mean_seen, mean_unseen)}
-
-
-def harmonic_mean(first: Tensor, second: Tensor) -> Tensor:
-    """Harmonic mean of two non-negative numbers: 0 if both are 0, NaN if either is."""
-    both = first + second
-    return torch.where(both == 0, torch.zeros_like(both), 2 * first * second / both)

@@ -60,7 +60,7 @@ class Description:
         ]
 
     def as_json(self) -> str:
-        """The content of `ovsl.json`."""
+        """Make the content of `ovsl.json`."""
         facts: dict[str, Any] = {
             **asdict(self),
             "vocabulary": self.vocabulary.name,
@@ -71,7 +71,7 @@ class Description:
         return json.dumps(facts, indent=1, ensure_ascii=False) + "\n"
 
     def as_card(self) -> str:
-        """The content of `README.md`."""
+        """Make the content of `README.md`."""
         header = {
             "pretty_name": self.title,
             "license": LICENCES.get(self.licence or "", "other"),

@@ -184,7 +184,7 @@ class Layout(ABC):
         return classes.astype(np.uint8 if vocabulary.ignore_index == 255 else np.uint16)
 
     def _present(self, top: Path, wanted: Mapping[str, str]) -> int:
-        """Number of places that exist below a folder."""
+        """Count the places that exist below a folder."""
         return sum(len(_search(top, self.places(part))[0]) for part in wanted.values())
 
     def _check_files(self, root: Path, found: Mapping[str, Sequence[Item]]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ovsl import __version__
 from ovsl.errors import InputError
+from ovsl.results.bootstrap import Interval
+from ovsl.results.diagnosis_counts import DiagnosisCounts, diagnosis_file
+from ovsl.results.image_counts import ImageCounts, counts_file
 from ovsl.runs.files import write_text
 
 FORMAT = 1
@@ -48,8 +51,12 @@ class EvaluationResult:
         metrics: Fractions in 0..1 by name (`pAcc`, `mIoU`, `mIoU_seen`, ...), `None` where undefined.
         per_class: One entry for each class, in label order.
         published: Published figures of the same row, fractions in 0..1 by the same names; quoted, not measured.
+        intervals: Lowest and highest of the 95 % interval over images of each of `metrics` that has one, see
+            `ovsl.results.bootstrap`.
         ovsl_version: Version that measured.
         created: When, in ISO 8601.
+        image_counts: What each image adds to the counts; in a file of its own beside this one.
+        diagnosis: What a diagnosis counted, likewise.
     """
 
     run: str
@@ -62,15 +69,25 @@ class EvaluationResult:
     metrics: dict[str, float | None]
     per_class: tuple[ClassResult, ...]
     published: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, Interval] = field(default_factory=dict)
     ovsl_version: str = __version__
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    image_counts: ImageCounts | None = field(default=None, repr=False, compare=False)
+    diagnosis: DiagnosisCounts | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
         """Text of a result file; undefined figures are `null`, since JSON has no NaN."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        values = asdict(replace(self, image_counts=None, diagnosis=None))
+        del values["image_counts"], values["diagnosis"]
+        return json.dumps({"format": FORMAT, **values}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, path: Path) -> None:
-        """Write a result file, whole or not at all."""
+        """Write a result file, whole or not at all, after what belongs beside it."""
+        for counts, file in ((self.image_counts, counts_file(path)), (self.diagnosis, diagnosis_file(path))):
+            if counts is None:
+                file.unlink(missing_ok=True)
+            else:
+                counts.write(file)
         write_text(path, self.to_json())
 
     @classmethod
@@ -85,7 +102,8 @@ class EvaluationResult:
             found = values.pop("format")
             if found == FORMAT:
                 per_class = tuple(ClassResult(**entry) for entry in values.pop("per_class"))
-                return cls(per_class=per_class, **values)
+                intervals = {name: (low, high) for name, (low, high) in values.pop("intervals", {}).items()}
+                return cls(per_class=per_class, intervals=intervals, **values)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"not a result of ovsl ({error}): evaluate the run again.") from error
         raise InputError(f"a result of format {found}, but this ovsl reads format {FORMAT}: evaluate the run again.")

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from statistics import mean, stdev
 from typing import Literal, get_args
@@ -45,6 +45,7 @@ _CONVENTIONS = {
     "skip": "Means leave out classes without ground truth (skip).",
     "zero": "Means count classes that are predicted but have no ground truth as 0 (zero).",
 }
+INTERVAL_NOTE = "In brackets: 95 % bootstrap interval over images."
 _UNDEFINED = "-"
 
 
@@ -87,7 +88,9 @@ def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationRe
             if means[metric] is not None:
                 spread[metric] = stdev(numbers)
         first = {each.name: getattr(members[0], each.name) for each in fields(EvaluationResult)}
+        # What varies over images is another thing than what varies over seeds, and one stands in a cell.
         first |= {"run": f"{name} ({len(members)} seeds)", "metrics": means}
+        first |= {"intervals": {}, "image_counts": None, "diagnosis": None}
         averaged.append(SeedAverage(**first, spread=spread, seeds=len(members)))
     return averaged
 
@@ -96,7 +99,8 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
     """Make one table, with figures in percent.
 
     A line below the table (a column in CSV) says how classes without ground truth were treated. Markdown and LaTeX set
-    the best figures of each dataset in bold when there is more than one to choose from.
+    the best figures of each dataset in bold when there is more than one to choose from. Figures that have an interval
+    are followed by it, in columns of their own in CSV.
 
     Args:
         results: The rows, in order.
@@ -123,25 +127,53 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
         "images": lambda result: str(result.images),
     }
     figures = figure_names(results)
+    with_ends = [name for name in figures if style == "csv" and any(name in each.intervals for each in results)]
     quoted = [name for name in FIGURES if any(name in each.published for each in results)]
     header = [*labels, *(FIGURES[name] for name in figures), *(f"{FIGURES[name]} published" for name in quoted)]
+    header += [f"{FIGURES[name]} {end}" for name in with_ends for end in ("low", "high")]
     rows = [
         [
             *(label(result) for label in labels.values()),
-            *(_figure(result, name) for name in figures),
+            *(_figure(result, name, style != "csv") for name in figures),
             *(percent(result.published.get(name)) for name in quoted),
+            *(percent(end) for name in with_ends for end in result.intervals.get(name, (None, None))),
         ]
         for result in results
     ]
+    notes = [note_of(name) for name in conventions]
+    if any(each.intervals for each in results):
+        notes.append(INTERVAL_NOTE)
+    best = _best(results, rows, len(labels), len(figures))
+    return render(header, rows, len(labels) - 1, notes, style, best)
+
+
+def render(
+    header: list[str],
+    rows: list[list[str]],
+    first_number: int,
+    notes: list[str],
+    style: TableStyle,
+    best: Collection[tuple[int, int]] = (),
+) -> str:
+    """Write a table in one of the styles.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells.
+        first_number: First column that is set to the right.
+        notes: Sentences below it; not in CSV.
+        style: `text`, `markdown`, `csv` or `latex`.
+        best: Cells (row, column) in bold, in Markdown and LaTeX.
+
+    Returns:
+        The table, ending with a line break.
+    """
     if style == "csv":
         return _csv(header, rows)
-    notes = [note_of(name) for name in conventions]
     if style == "text":
-        return _text(header, rows, len(labels) - 1, notes)
-    best = _best(results, rows, len(labels), len(figures))
-    if style == "markdown":
-        return _markdown(header, rows, best, len(labels) - 1, notes)
-    return _latex(header, rows, best, len(labels) - 1, notes)
+        return _text(header, rows, first_number, notes)
+    write = _markdown if style == "markdown" else _latex
+    return write(header, rows, best, first_number, notes)
 
 
 def figure_names(results: Sequence[EvaluationResult]) -> list[str]:
@@ -159,8 +191,11 @@ def percent(value: float | None) -> str:
     return _UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _figure(result: EvaluationResult, name: str) -> str:
+def _figure(result: EvaluationResult, name: str, with_interval: bool) -> str:
     text = percent(result.metrics.get(name))
+    if with_interval and name in result.intervals:
+        low, high = result.intervals[name]
+        text += f" [{percent(low)}, {percent(high)}]"
     if isinstance(result, SeedAverage) and name in result.spread:
         text += f" ± {100 * result.spread[name]:.1f}"
     return text
@@ -208,7 +243,7 @@ def _text(header: list[str], rows: list[list[str]], first_number: int, notes: li
 
 
 def _markdown(
-    header: list[str], rows: list[list[str]], best: set[tuple[int, int]], first_number: int, notes: list[str]
+    header: list[str], rows: list[list[str]], best: Collection[tuple[int, int]], first_number: int, notes: list[str]
 ) -> str:
     marked = [
         [f"**{cell}**" if (index, column) in best else cell.replace("|", "\\|") for column, cell in enumerate(row)]
@@ -220,7 +255,7 @@ def _markdown(
 
 
 def _latex(
-    header: list[str], rows: list[list[str]], best: set[tuple[int, int]], first_number: int, notes: list[str]
+    header: list[str], rows: list[list[str]], best: Collection[tuple[int, int]], first_number: int, notes: list[str]
 ) -> str:
     def cell(index: int, column: int, text: str) -> str:
         text = "--" if text == _UNDEFINED else "".join(_LATEX.get(letter, letter) for letter in text)

@@ -1,4 +1,4 @@
-"""Running the cells of a study that are not finished."""
+"""Running the cells of a study or a suite that are not finished."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
+from typing import Generic, Protocol, TypeVar
 
 from ovsl.cluster import StopRequest
 from ovsl.errors import StoppedError
-from ovsl.suites.study import Cell
 
 OVSL = (sys.executable, "-m", "ovsl")
 
@@ -22,8 +22,29 @@ POLL = 0.5
 """Seconds between two looks at whether the study is to stop."""
 
 
+class Runnable(Protocol):
+    """What can be run: commands of `ovsl` that leave something behind which tells that they were."""
+
+    @property
+    def name(self) -> str:
+        """Of the cell."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether its results are there."""
+        ...
+
+    def commands(self) -> list[list[str]]:
+        """Give the arguments of `ovsl`, one command after the other."""
+        ...
+
+
+C = TypeVar("C", bound=Runnable)
+
+
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[C]):
     """How a cell ended.
 
     Args:
@@ -32,14 +53,18 @@ class Outcome:
         log: Where its output is; None for the terminal.
     """
 
-    cell: Cell
+    cell: C
     status: int
     log: Path | None = None
 
 
 def run_cells(
-    cells: Sequence[Cell], jobs: int = 1, logs: Path | None = None, say: Callable[[str], None] = print
-) -> list[Outcome]:
+    cells: Sequence[C],
+    jobs: int = 1,
+    logs: Path | None = None,
+    say: Callable[[str], None] = print,
+    ended_well: Callable[[C], None] = lambda cell: None,
+) -> list[Outcome[C]]:
     """Run cells in processes of their own; one that fails does not lose the others.
 
     Args:
@@ -47,6 +72,7 @@ def run_cells(
         jobs: How many at a time. More than one write to files below `logs`.
         logs: Folder of the output; None for the terminal.
         say: Takes a line about each start and end.
+        ended_well: Takes each cell whose commands ended with status 0.
 
     Returns:
         How each of those that were run ended.
@@ -58,7 +84,7 @@ def run_cells(
     say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already, {len(waiting)} to go.")
     stopped, request = Event(), StopRequest()
 
-    def run(numbered: tuple[int, Cell]) -> Outcome | None:
+    def run(numbered: tuple[int, C]) -> Outcome[C] | None:
         number, cell = numbered
         if stopped.is_set() or request.signal:
             return None
@@ -66,18 +92,20 @@ def run_cells(
         outcome = run_cell(cell, None if logs is None else logs / f"{cell.name}.log", request)
         if outcome.status == StoppedError.status:
             stopped.set()
-        elif outcome.status:
+        elif not outcome.status:
+            ended_well(cell)
+        elif not request.signal:
             say(f"!! {cell.name} failed with status {outcome.status}{f': {outcome.log}' if outcome.log else ''}")
         return outcome
 
     with request.listening(), ThreadPoolExecutor(jobs) as pool:
         outcomes = [outcome for outcome in pool.map(run, enumerate(waiting, start=1)) if outcome is not None]
     if stopped.is_set() or request.signal:
-        raise StoppedError("The study was stopped by a signal; the same command goes on.")
+        raise StoppedError("Stopped by a signal; the same command goes on.")
     return outcomes
 
 
-def run_cell(cell: Cell, log: Path | None, request: StopRequest) -> Outcome:
+def run_cell(cell: C, log: Path | None, request: StopRequest) -> Outcome[C]:
     """Run the commands of one cell until one fails.
 
     Args:
@@ -92,7 +120,7 @@ def run_cell(cell: Cell, log: Path | None, request: StopRequest) -> Outcome:
         return Outcome(cell, _first_failure(cell, output.fileno(), request), log)
 
 
-def _first_failure(cell: Cell, output: int | None, request: StopRequest) -> int:
+def _first_failure(cell: Runnable, output: int | None, request: StopRequest) -> int:
     for command in cell.commands():
         process = subprocess.Popen([*OVSL, *command], stdout=output, stderr=output)
         handed_on = False

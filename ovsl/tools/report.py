@@ -1,4 +1,4 @@
-"""`ovsl report`: one table, and a chart of the classes, from the result files of any number of runs."""
+"""`ovsl report`: one table, a chart of the classes, comparisons, from the result files of any number of runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Literal
 
 from ovsl.errors import InputError
 from ovsl.results.chart import draw_per_class_chart
+from ovsl.results.comparison import compare, format_comparisons
+from ovsl.results.image_counts import ImageCounts, counts_file
 from ovsl.results.page import results_page, run_pictures
 from ovsl.results.result import EvaluationResult
 from ovsl.results.tables import TableStyle, average_over_seeds, format_table
@@ -21,9 +23,23 @@ def main(args: Sequence[str]) -> None:
 
     parser = Parser(prog="ovsl report", description="Print one table of all results below the directories.")
     # From its signature alone, jsonargparse would want a list in brackets here.
-    parser.add_argument("run_dirs", nargs="+", type=Path, help="Directories of runs, searched at any depth.")
+    parser.add_argument("run_dirs", nargs="*", type=Path, help="Directories of runs, searched at any depth.")
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="Two runs on the same images: B - A with its interval, dataset by dataset.",
+    )
     parser.add_function_arguments(report, skip={"run_dirs"}, as_group=False)
-    report(**parser.parse_args(list(args)).as_dict())
+    given = parser.parse_args(list(args)).as_dict()
+    if (pair := given.pop("compare")) is not None:
+        first, second = pair
+        report_comparison(first, second, given["format"], given["output"], given["stage"])
+    elif given["run_dirs"]:
+        report(**given)
+    else:
+        raise InputError("Of which runs? Name their directories: ovsl report RUN_DIR...")
 
 
 def report(
@@ -54,19 +70,59 @@ def report(
     results = _sorted(found.values())
     if average_seeds:
         results = average_over_seeds(results)
-    table = format_table(results, format)
-    if output is None:
-        print(table, end="")
-    else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(table, encoding="utf-8")
-        print(f"table written to {output}")
+    _give(format_table(results, format), output)
     if chart is not None:
         draw_per_class_chart(results, chart)
         print(f"chart written to {chart}")
     if html is not None:
         write_text(html / "index.html", results_page(results, run_pictures(found)))
         print(f"page written to {html / 'index.html'}")
+
+
+def report_comparison(
+    first: Path, second: Path, format: TableStyle = "text", output: Path | None = None, stage: str | None = None
+) -> None:
+    """Print a table of how two runs differ on every dataset that both were tested on.
+
+    Args:
+        first: Directory of a run.
+        second: Directory of another.
+        format: Style of the table.
+        output: File that the table is written to, instead of the terminal.
+        stage: See `report`.
+
+    Raises:
+        InputError: They have no dataset in common, or were not tested on the same images.
+    """
+    before, after = (_by_dataset(path, stage) for path in (first, second))
+    shared = [key for key in before if key in after]
+    if not shared:
+        raise InputError(f"'{first}' and '{second}' have no dataset in common: test both on the same one.")
+    _give(format_comparisons([compare(before[key], after[key]) for key in shared], format), output)
+
+
+def _by_dataset(path: Path, stage: str | None) -> dict[tuple[str, str], EvaluationResult]:
+    """Results of a run with their counts per image, by dataset and stage; those without counts are left out."""
+    found: dict[tuple[str, str], EvaluationResult] = {}
+    for file, result in collect_files([path], stage).items():
+        if not counts_file(file).is_file():
+            continue
+        key = (result.dataset, result.stage)
+        if key in found:
+            raise InputError(f"'{path}' holds several results of {result.dataset}: name the directory of one run.")
+        found[key] = replace(result, image_counts=ImageCounts.read(counts_file(file)))
+    if not found:
+        raise InputError(f"'{path}' holds no counts per image: make them with `ovsl test`.")
+    return dict(sorted(found.items()))
+
+
+def _give(table: str, output: Path | None) -> None:
+    if output is None:
+        print(table, end="")
+    else:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(table, encoding="utf-8")
+        print(f"table written to {output}")
 
 
 def collect(paths: Iterable[Path], stage: str | None = None) -> list[EvaluationResult]:

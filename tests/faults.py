@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+BATCH_BEGUN: dict[int, Callable[[], object]] = {}
+"""What `CallAtBatch` calls when a batch begins, by its number from 1."""
+
+
+class CallAtBatch(Callback):
+    """Call what a test asks for."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        BATCH_BEGUN.get(trainer.global_step + 1, int)()
 
 
 class SlowSteps(Callback):
@@ -56,6 +69,19 @@ class SignalAtStep(Callback):
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if self.in_validation:
             self._send(trainer)
+
+
+class FullDisk(Callback):
+    """Let no file of this process grow over a size from a step on, which answers writes as a full disk does."""
+
+    def __init__(self, step: int, size: int = 20_000) -> None:
+        self.step = step
+        self.size = size
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
 
 
 class NoisyGradient(Callback):

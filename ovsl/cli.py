@@ -25,6 +25,7 @@ from ovsl.callbacks import (
     Preemption,
     ResultFiles,
     RunCheckpoint,
+    Watchdog,
 )
 from ovsl.cluster import check_launch
 from ovsl.data import SegmentationDataModule
@@ -78,6 +79,7 @@ class Command(LightningCLI):
             help="Go on with a run although its training data is not what it began with.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
 

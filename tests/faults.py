@@ -38,6 +38,54 @@ class UnevenProcesses(Callback):
         time.sleep(0.3 * trainer.global_rank)
 
 
+class HangAtStep(Callback):
+    """Let one process wait for ever, in the middle of a batch, of the data or of a validation; or stop it as a whole.
+
+    Args:
+        step: Steps that were done before.
+        rank: Of the process.
+        where: `batch`, `validation`, or `stopped` for a process that cannot even speak.
+    """
+
+    def __init__(self, step: int, rank: int = 1, where: str = "batch") -> None:
+        self.step = step
+        self.rank = rank
+        self.where = where
+
+    def _hang(self, trainer: Trainer, where: str) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank and where == self.where:
+            time.sleep(3600)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        self._hang(trainer, "batch")
+        if self.where == "stopped" and trainer.global_step == self.step and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        self._hang(trainer, "validation")
+
+
+class DieAtStep(Callback):
+    """Kill one process, or fail in it.
+
+    Args:
+        step: Steps that were done before.
+        rank: Of the process.
+        error: Whether it ends by an exception of its own.
+    """
+
+    def __init__(self, step: int, rank: int = 1, error: bool = False) -> None:
+        self.step = step
+        self.rank = rank
+        self.error = error
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            if self.error:
+                raise ValueError("this process fails")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 class FailInValidation(Callback):
     """Fail in the middle of the validation of a step."""
 

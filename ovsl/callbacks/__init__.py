@@ -6,5 +6,6 @@ from ovsl.callbacks.pictures import PredictionPictures
 from ovsl.callbacks.predictions import PredictionFiles
 from ovsl.callbacks.preemption import Preemption
 from ovsl.callbacks.results import ResultFiles
+from ovsl.callbacks.watchdog import Watchdog
 
-__all__ = ["FiniteValues", "PredictionFiles", "PredictionPictures", "Preemption", "ResultFiles", "RunCheckpoint"]
+__all__ = ["FiniteValues", "PredictionFiles", "PredictionPictures", "Preemption", "ResultFiles", "RunCheckpoint", "Watchdog"]

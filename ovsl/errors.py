@@ -11,7 +11,9 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 """What the system says of a disk that is full or cannot be written to."""
 
 
-_LOST = re.compile(r"(Connection (closed by peer|reset by peer|refused)|Broken pipe|remote process exited)", re.IGNORECASE)
+_LOST = re.compile(
+    r"(Connection (closed by peer|reset by peer|refused)|Broken pipe|remote process exited)", re.IGNORECASE
+)
 
 
 class InputError(ValueError):
@@ -71,10 +73,9 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
     if is_lost_connection(error):
         return "Another process of this run was lost, and its own output says why; the same command goes on.", 1
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker") and "(pid" in text:
-        return (
-            f"A process that prepares data has died ({text.splitlines()[0].rstrip('.')}), often for want of memory: lower "
-            "data.num_workers, or give the machine more memory; the same command goes on."
-        ), 1
+        how = text.splitlines()[0].rstrip(".")
+        remedy = "lower data.num_workers, or give the machine more memory; the same command goes on."
+        return f"A process that prepares data has died ({how}), often for want of memory: {remedy}", 1
     full = isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in text
     if full or (isinstance(error, OSError) and error.errno in UNWRITABLE):
         return f"Cannot write ({text}): make room or choose another folder.", 1

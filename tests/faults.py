@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-
 
 BATCH_BEGUN: dict[int, Callable[[], object]] = {}
 """What `CallAtBatch` calls when a batch begins, by its number from 1."""
@@ -39,7 +39,7 @@ class UnevenProcesses(Callback):
 
 
 class HangAtStep(Callback):
-    """Let one process wait for ever, in the middle of a batch, of the data or of a validation; or stop it as a whole.
+    """Let one process wait for ever in a batch or in a validation, or stop it as a whole.
 
     Args:
         step: Steps that were done before.
@@ -84,6 +84,19 @@ class DieAtStep(Callback):
             if self.error:
                 raise ValueError("this process fails")
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillWorker(Callback):
+    """Kill one of the processes that prepare data, at the beginning of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            worker = next(each for each in multiprocessing.active_children() if "Worker" in each.name or each.daemon)
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
 
 
 class FailInValidation(Callback):

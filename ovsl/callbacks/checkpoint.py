@@ -30,8 +30,8 @@ class RunCheckpoint(Checkpoint):
     its validation is still to be done, and again after it: whatever kills a run in a validation, the validation is
     done again as a whole, and a figure is always that of the weights in the file it is kept with.
 
-    Training waits for the copy to host memory and not for the disk; one file at a time is written, and it is on the disk
-    before the next is begun, before a validation is ranked, and before the run ends or is stopped.
+    Training waits for the copy to host memory and not for the disk. One file at a time is written, and it is on the
+    disk before the next is begun, before a validation is ranked, and before the run ends or is stopped.
 
     Args:
         every_n_train_steps: Optimiser steps between two checkpoints.

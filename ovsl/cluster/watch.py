@@ -160,8 +160,10 @@ class Watch:
     def _describe(self, rank: int) -> str:
         sign = self._signs[rank]
         home = f" ({sign.home})" if sign else ""
-        silence = " and gives no sign of life" if self._silent(rank) and not self._doing(rank).startswith("ended") else ""
-        return f"rank {rank}{home} is {self._doing(rank)}{silence}".replace(" is ended", " ended")
+        doing = self._doing(rank)
+        if doing.startswith("ended"):
+            return f"rank {rank}{home} {doing}"
+        return f"rank {rank}{home} " + (f"gives no sign of life, last {doing}" if self._silent(rank) else f"is {doing}")
 
     def _complaint(self) -> str:
         """Name who is behind, and what the others wait in."""
@@ -170,4 +172,6 @@ class Watch:
         waiting = [rank for rank in range(len(orders)) if rank not in behind]
         named = "; ".join(map(self._describe, behind))
         wait = "; ".join(map(self._describe, waiting))
-        return f"No process has gone on for {self.patience:g} seconds: {named}." + (f" Waiting: {wait}." if wait else "")
+        return f"No process has gone on for {self.patience:g} seconds: {named}." + (
+            f" Waiting: {wait}." if wait else ""
+        )

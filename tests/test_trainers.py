@@ -76,10 +76,7 @@ def test_the_average_is_one_and_is_what_is_validated(small: Path, plain: Path, t
 @pytest.mark.slow
 def test_a_sharded_run_is_that_of_ddp_and_its_checkpoints_go_on_anywhere(small: Path, tmp_path: Path) -> None:
     clipped = ["--trainer.gradient_clip_val", "0.5", *EACH, "--checkpoint.keep_last", "9"]
-    for name, more in (("ddp", []), ("fsdp", trainer("fsdp"))):
-        process = start(small, tmp_path / name, *TWO, *more, *clipped)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    run_both(small, {tmp_path / "ddp": clipped, tmp_path / "fsdp": [*trainer("fsdp"), *clipped]})
     ddp, fsdp = (weights(tmp_path / name / "checkpoints/last.ckpt") for name in ("ddp", "fsdp"))
     assert fsdp["ovsl"]["method"] == ddp["ovsl"]["method"] == "ovsl.methods.patch_text.module.PatchText"
     assert fsdp["state_dict"].keys() == ddp["state_dict"].keys()
@@ -88,14 +85,20 @@ def test_a_sharded_run_is_that_of_ddp_and_its_checkpoints_go_on_anywhere(small: 
     one, two = (checkpoint["optimizer_states"][0]["state"] for checkpoint in (fsdp, ddp))
     assert all(torch.allclose(one[key]["exp_avg"], value["exp_avg"], atol=1e-5) for key, value in two.items())
     # Its third checkpoint, in processes that shard, and in ones that do not.
-    for name, more in (("fsdp again", trainer("fsdp")), ("ddp again", [])):
-        run = tmp_path / name
-        options = ["--ckpt_path", str(tmp_path / "fsdp/checkpoints/step-3.ckpt")]
-        process = start(small, run, *TWO, *more, *clipped, *options)
-        output, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, output
+    options = [*clipped, "--ckpt_path", str(tmp_path / "fsdp/checkpoints/step-3.ckpt")]
+    again = {tmp_path / "ddp again": options, tmp_path / "fsdp again": [*trainer("fsdp"), *options]}
+    run_both(small, again)
+    for run in again:
         for key, tensor in ddp["state_dict"].items():
-            assert torch.allclose(state(run)[key], tensor, atol=1e-5), key
+            assert torch.allclose(state(run)[key], tensor, atol=1e-5), (run, key)
+
+
+def run_both(small: Path, runs: dict[Path, list[str]]) -> None:
+    """Train in two processes each, side by side."""
+    processes = [start(small, run, *TWO, *options) for run, options in runs.items()]
+    for process in processes:
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
 
 
 @pytest.mark.gpu

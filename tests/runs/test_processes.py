@@ -97,7 +97,7 @@ def test_a_process_that_hangs_is_named_and_ends_the_run(where: str, small: Path,
     assert "rank 0" not in behind
     assert "rank 0" in waiting
     assert "in _hang" in output, "the stack says where"
-    assert fit(small, tmp_path / "run") == 0, "the directory is free, and the run goes on"
+    assert fit(small, tmp_path / "run", "--data.batch_size", "2") == 0, "the directory is free, and the run goes on"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -139,13 +139,13 @@ def test_kills_at_random_moments_end_in_the_same_weights(small: Path, tmp_path: 
     moments, run, struck = random.Random(0), tmp_path / "run", []
     for number in range(KILLS):
         process = start(small, run, *longer, "--checkpoint.every_n_train_steps", "1")
-        begun = RunDirectory(run).saved_steps()[:1]
-        # Half of them at any time from the start on, half as soon as there is something to lose.
-        while number % 2 and process.poll() is None and RunDirectory(run).saved_steps()[:1] == begun:
-            time.sleep(0.02)
-        deadline = time.monotonic() + moments.uniform(0, 4 if number % 2 else 25)
+        # One in four at any time from the start on, the others some steps later than the last one.
+        goal = max(RunDirectory(run).saved_steps(), default=0) + moments.randint(1, 4)
+        while number % 4 and process.poll() is None and max(RunDirectory(run).saved_steps(), default=0) < goal:
+            time.sleep(0.01)
+        deadline = time.monotonic() + moments.uniform(0, 1 if number % 4 else 20)
         while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.01)
         process.kill()
         process.communicate()
         struck.append(process.returncode == -signal.SIGKILL)

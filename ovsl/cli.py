@@ -22,6 +22,7 @@ from ovsl.callbacks import (
     Preemption,
     ResultFiles,
     RunCheckpoint,
+    Watchdog,
 )
 from ovsl.cluster import check_launch
 from ovsl.command_line import recorded_model
@@ -85,6 +86,7 @@ class Command(LightningCLI):
             help="Go on with a run although its training data is not what it began with.",
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
 

@@ -11,6 +11,11 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 """What the system says of a disk that is full or cannot be written to."""
 
 
+_LOST = re.compile(
+    r"(Connection (closed by peer|reset by peer|refused)|Broken pipe|remote process exited)", re.IGNORECASE
+)
+
+
 class InputError(ValueError):
     """Input that cannot be used: the message names the thing and the remedy in one sentence."""
 
@@ -65,10 +70,24 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
         asked = re.search(r"pip install (?:-U )?'?([\w.-]+)", text)  # what a library says of its own extras
         name = error.name or (asked[1] if asked else text)
         return f"The package {name!r} is not installed, which this command asks for: pip install {name}.", 2
+    if is_lost_connection(error):
+        return "Another process of this run was lost, and its own output says why; the same command goes on.", 1
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker") and "(pid" in text:
+        how = text.splitlines()[0].rstrip(".")
+        remedy = "lower data.num_workers, or give the machine more memory; the same command goes on."
+        return f"A process that prepares data has died ({how}), often for want of memory: {remedy}", 1
     full = isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in text
     if full or (isinstance(error, OSError) and error.errno in UNWRITABLE):
         return f"Cannot write ({text}): make room or choose another folder.", 1
     return None
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed since another process has gone."""
+    kind = type(error).__name__  # torch's types go by their names: it is not imported
+    return kind in ("DistBackendError", "DistNetworkError") or (
+        isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None and "HTTP" not in str(error)
+    )
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import resource
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+BATCH_BEGUN: dict[int, Callable[[], object]] = {}
+"""What `CallAtBatch` calls when a batch begins, by its number from 1."""
+
+
+class CallAtBatch(Callback):
+    """Call what a test asks for."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        BATCH_BEGUN.get(trainer.global_step + 1, int)()
 
 
 class SlowSteps(Callback):
@@ -23,6 +36,67 @@ class UnevenProcesses(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         time.sleep(0.3 * trainer.global_rank)
+
+
+class HangAtStep(Callback):
+    """Let one process wait for ever in a batch or in a validation, or stop it as a whole.
+
+    Args:
+        step: Steps that were done before.
+        rank: Of the process.
+        where: `batch`, `validation`, or `stopped` for a process that cannot even speak.
+    """
+
+    def __init__(self, step: int, rank: int = 1, where: str = "batch") -> None:
+        self.step = step
+        self.rank = rank
+        self.where = where
+
+    def _hang(self, trainer: Trainer, where: str) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank and where == self.where:
+            time.sleep(3600)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        self._hang(trainer, "batch")
+        if self.where == "stopped" and trainer.global_step == self.step and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        self._hang(trainer, "validation")
+
+
+class DieAtStep(Callback):
+    """Kill one process, or fail in it.
+
+    Args:
+        step: Steps that were done before.
+        rank: Of the process.
+        error: Whether it ends by an exception of its own.
+    """
+
+    def __init__(self, step: int, rank: int = 1, error: bool = False) -> None:
+        self.step = step
+        self.rank = rank
+        self.error = error
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            if self.error:
+                raise ValueError("this process fails")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillWorker(Callback):
+    """Kill one of the processes that prepare data, at the beginning of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            worker = next(each for each in multiprocessing.active_children() if "Worker" in each.name or each.daemon)
+            assert worker.pid is not None
+            os.kill(worker.pid, signal.SIGKILL)
 
 
 class FailInValidation(Callback):
@@ -56,6 +130,19 @@ class SignalAtStep(Callback):
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if self.in_validation:
             self._send(trainer)
+
+
+class FullDisk(Callback):
+    """Let no file of this process grow over a size from a step on, which answers writes as a full disk does."""
+
+    def __init__(self, step: int, size: int = 20_000) -> None:
+        self.step = step
+        self.size = size
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, hard))
 
 
 class NoisyGradient(Callback):

@@ -1,10 +1,21 @@
 """Side effects of a run: checkpoints, pictures, prediction files, result files."""
 
+from ovsl.callbacks.average import WeightAverage
 from ovsl.callbacks.checkpoint import RunCheckpoint
 from ovsl.callbacks.finite import FiniteValues
 from ovsl.callbacks.pictures import PredictionPictures
 from ovsl.callbacks.predictions import PredictionFiles
 from ovsl.callbacks.preemption import Preemption
 from ovsl.callbacks.results import ResultFiles
+from ovsl.callbacks.watchdog import Watchdog
 
-__all__ = ["FiniteValues", "PredictionFiles", "PredictionPictures", "Preemption", "ResultFiles", "RunCheckpoint"]
+__all__ = [
+    "FiniteValues",
+    "PredictionFiles",
+    "PredictionPictures",
+    "Preemption",
+    "ResultFiles",
+    "RunCheckpoint",
+    "Watchdog",
+    "WeightAverage",
+]

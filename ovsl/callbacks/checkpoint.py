@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,12 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from ovsl.callbacks.debug import is_debug_run
 from ovsl.errors import InputError
+from ovsl.runs.background import BackgroundWriter, copy_to_host
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.files import link, write_text
 from ovsl.runs.record import VALIDATION_OWED, load_checkpoint_file, save_checkpoint_file
+
+_log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(Checkpoint):
@@ -25,6 +29,9 @@ class RunCheckpoint(Checkpoint):
     `best.ckpt` are links. Besides every so many steps, a checkpoint is written before each validation, which says that
     its validation is still to be done, and again after it: whatever kills a run in a validation, the validation is
     done again as a whole, and a figure is always that of the weights in the file it is kept with.
+
+    Training waits for the copy to host memory and not for the disk. One file at a time is written, and it is on the
+    disk before the next is begun, before a validation is ranked, and before the run ends or is stopped.
 
     Args:
         every_n_train_steps: Optimiser steps between two checkpoints.
@@ -54,15 +61,17 @@ class RunCheckpoint(Checkpoint):
         self._saved_step = -1
         self._validation_owed = False
         self._step_before_batch = -1
+        self._files = WholeCheckpoints()
 
     # When to save --------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let files be written whole or not at all, and read only when they are."""
-        trainer.strategy.checkpoint_io = WholeCheckpoints()
+        trainer.strategy.checkpoint_io = self._files
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do the validation that the checkpoint still owes, before training goes on."""
+        self._files.in_background = True
         self._saved_step, self._step_before_batch = trainer.global_step, -1
         if self._validation_owed and trainer.enable_validation:
             loop = trainer.fit_loop.epoch_loop.val_loop
@@ -79,6 +88,7 @@ class RunCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save by the interval, and before a validation."""
+        self._files.writer.check()
         owed = validation_follows(trainer)
         if owed or trainer.global_step % self.every_n_train_steps == 0:
             self.save(trainer, validation_owed=owed)
@@ -92,6 +102,7 @@ class RunCheckpoint(Checkpoint):
         """Rank the weights that were validated, and save them as validated."""
         if trainer.sanity_checking or is_debug_run(trainer):
             return
+        self.finish()
         if self.monitor is not None:
             self._rank(trainer, getattr(pl_module, "trained_steps", trainer.global_step))
         if self._in_fit(trainer):
@@ -101,6 +112,15 @@ class RunCheckpoint(Checkpoint):
         """Save the last step, which need not be a multiple of the interval."""
         if self._saved_step != trainer.global_step:
             self.save(trainer)
+        self.finish()
+        self._files.in_background = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let a write end whatever ends the run, and say why where it cannot."""
+        try:
+            self.finish()
+        except Exception as error:
+            _log.warning("The newest checkpoint could not be written: %s", error)
 
     def _in_fit(self, trainer: Trainer) -> bool:
         return trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -119,12 +139,19 @@ class RunCheckpoint(Checkpoint):
             return
         self._validation_owed = validation_owed
         directory = RunDirectory(Path(trainer.default_root_dir))
-        path = directory.checkpoint(trainer.global_step)
-        trainer.save_checkpoint(path)
-        self._saved_step = trainer.global_step
+        step = trainer.global_step
+        trainer.save_checkpoint(directory.checkpoint(step))
+        self._saved_step = step
         if trainer.is_global_zero:
-            link(directory.last_checkpoint, path)
-            self._remove_older(directory, trainer.global_step)
+            self._files.writer.then(lambda: self._keep(directory, step))
+
+    def finish(self) -> None:
+        """Wait until the newest checkpoint is on the disk.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        self._files.writer.wait()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say whether the validation of this step is still to be done."""
@@ -169,7 +196,9 @@ class RunCheckpoint(Checkpoint):
     def _scores_file(self, directory: RunDirectory) -> Path:
         return directory.best_checkpoint.with_name("scores.json")
 
-    def _remove_older(self, directory: RunDirectory, step: int) -> None:
+    def _keep(self, directory: RunDirectory, step: int) -> None:
+        """Let the links stand for a checkpoint that is on the disk, and remove older ones."""
+        link(directory.last_checkpoint, directory.checkpoint(step))
         # Newer ones than the present step are damaged or of another branch: neither takes the place of a good one.
         if self.save_top_k == -1:
             return
@@ -182,18 +211,33 @@ class RunCheckpoint(Checkpoint):
 
 
 class WholeCheckpoints(CheckpointIO):
-    """Checkpoint files that are on the disk whole or not at all, and are read only when they are undamaged."""
+    """Checkpoint files that are on the disk whole or not at all, and are read only when they are undamaged.
+
+    Attributes:
+        in_background: Whether writing goes on beside what follows.
+    """
+
+    def __init__(self) -> None:
+        self.writer = BackgroundWriter()
+        self.in_background = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a file; see `ovsl.runs.record.save_checkpoint_file`."""
-        save_checkpoint_file(checkpoint, Path(path))
+        self.writer.wait()
+        if self.in_background:
+            copied = copy_to_host(checkpoint)
+            self.writer.submit(lambda: save_checkpoint_file(copied, Path(path)))
+        else:
+            save_checkpoint_file(checkpoint, Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a file, always without running anything of it; see `ovsl.runs.record.load_checkpoint_file`."""
+        self.writer.wait()
         return load_checkpoint_file(Path(path), mapped=False)
 
     def remove_checkpoint(self, path: Any) -> None:
         """Remove a file."""
+        self.writer.wait()
         Path(path).unlink(missing_ok=True)
 
 

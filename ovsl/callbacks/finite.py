@@ -12,6 +12,7 @@ from ovsl.data.batches import TrainingBatch
 from ovsl.errors import NotFiniteError
 from ovsl.methods.base import SegmentationModule
 from ovsl.runs.record import check_finite, saved_state
+from ovsl.runs.sharded import whole
 
 _NAMED = 8
 
@@ -43,7 +44,7 @@ class FiniteValues(Callback):
         """Look at the gradients, which are those of all processes."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         if gradients and trainer.precision != "16-mixed":
-            self._ask(trainer, torch.nn.utils.get_total_norm(gradients))
+            self._ask(trainer, whole(torch.nn.utils.get_total_norm(gradients)))
         self._ids = []
 
     def on_train_batch_end(

@@ -45,8 +45,7 @@ class Preemption(Callback):
         self._step = trainer.global_step
         number = self._agreed()
         if number and trainer.global_step != trainer.max_steps:
-            checkpoint = trainer.checkpoint_callback
-            if isinstance(checkpoint, RunCheckpoint):
+            for checkpoint in _checkpoints(trainer):
                 checkpoint.save(trainer, validation_owed=validation_follows(trainer))
             self._leave(trainer, number)
 
@@ -65,6 +64,9 @@ class Preemption(Callback):
         return int(REQUEUE or 0) if numbers[1] else int(numbers[0])
 
     def _leave(self, trainer: Trainer, number: int) -> None:
+        # A job that is queued again is killed soon.
+        for checkpoint in _checkpoints(trainer):
+            checkpoint.finish()
         again = ""
         if number == REQUEUE and (job := job_id()) is not None:
             again = f" Job {job} is queued again."
@@ -74,3 +76,7 @@ class Preemption(Callback):
             f"Stopped by {signal.Signals(number).name} after step {trainer.global_step}; the same command goes on."
             + again
         )
+
+
+def _checkpoints(trainer: Trainer) -> list[RunCheckpoint]:
+    return [each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint)]

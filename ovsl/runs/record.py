@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ovsl.errors import InputError, NotFiniteError
 from ovsl.runs.files import whole_file
+from ovsl.runs.sharded import whole
 from ovsl.vocabulary import Vocabulary
 
 VALIDATION_OWED = "validation_owed"
@@ -223,7 +224,7 @@ def check_finite(state: Mapping[str, Tensor]) -> None:
     tensors = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     if not tensors:
         return
-    finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    finite = torch.stack([whole(tensor.isfinite().all()) for tensor in tensors.values()]).tolist()
     broken = next((name for name, good in zip(tensors, finite, strict=True) if not good), None)
     if broken is not None:
         raise NotFiniteError(f"The weights are not finite ({broken}): take an earlier checkpoint, nothing was written.")

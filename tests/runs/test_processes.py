@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ovsl.runs.directory import RunDirectory
 from tests.conftest import ROOT
 from tests.runs.test_resume import CONFIGS, EVERY_TWO, assert_same_end, fault, fit
 
@@ -27,8 +30,8 @@ def command(small: Path, run: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "ovsl", "fit", *stacked, *own]
 
 
-def start(small: Path, run: Path, *more: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+def start(small: Path, run: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **variables}
     return subprocess.Popen(
         command(small, run, *more),
         cwd=ROOT,
@@ -83,17 +86,72 @@ def test_a_second_run_in_a_living_directory_is_refused(small: Path, tmp_path: Pa
     assert json.loads((tmp_path / "run/run.json").read_text())["identity"]["model.temperature"] == 20.0
 
 
-def test_kills_at_random_moments_end_in_the_same_weights(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["batch", "validation"])
+def test_a_process_that_hangs_is_named_and_ends_the_run(where: str, small: Path, tmp_path: Path) -> None:
+    options = ["--watchdog.patience", "6", *fault("HangAtStep", step=2, where=where)]
+    process = start(small, tmp_path / "run", *TWO, *options)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode not in (0, None), output
+    behind, _, waiting = re.findall("No process has gone on for 6 seconds: (.*)", output)[0].partition("Waiting: ")
+    assert "rank 1 (process" in behind
+    assert "rank 0" not in behind
+    assert "rank 0" in waiting
+    assert "in _hang" in output, "the stack says where"
+    assert fit(small, tmp_path / "run", "--data.batch_size", "2") == 0, "the directory is free, and the run goes on"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_dies_ends_the_others_in_one_sentence(rank: int, small: Path, tmp_path: Path) -> None:
+    """Started one by one, as a cluster does: nobody is the parent of the others."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = [
+        start(small, tmp_path / "run", *TWO, *fault("DieAtStep", step=2, rank=rank), **meeting, LOCAL_RANK=str(local))
+        for local in range(2)
+    ]
+    output, _ = processes[1 - rank].communicate(timeout=300)
+    assert processes[rank].wait(60) == -signal.SIGKILL
+    assert processes[1 - rank].returncode == 1, output
+    first, last = output.strip().splitlines()[-2:]
+    assert re.match(rf"ovsl: The connection to another process was lost: rank {rank} .* gives no sign of life", first)
+    assert last == "ovsl: Another process of this run was lost, and its own output says why; the same command goes on."
+
+
+def test_a_data_worker_that_dies_is_one_sentence_and_loses_nothing(small: Path, tmp_path: Path) -> None:
+    options = ["--data.num_workers", "2", "--checkpoint.every_n_train_steps", "1"]
+    process = start(small, tmp_path / "run", *options, *fault("KillWorker", step=2))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    assert output.strip().splitlines()[-1].startswith("ovsl: A process that prepares data has died (DataLoader worker")
+    assert fit(small, tmp_path / "run", "--data.num_workers", "0") == 0
     assert fit(small, tmp_path / "whole") == 0
-    moments = random.Random(0)
-    for _ in range(6):
-        process = start(small, tmp_path / "run", "--checkpoint.every_n_train_steps", "1")
-        deadline = time.monotonic() + moments.uniform(0, 40)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+KILLS = int(os.environ.get("OVSL_KILLS", "8"))
+"""How many times a run is killed; more are worth a night."""
+
+
+def test_kills_at_random_moments_end_in_the_same_weights(small: Path, tmp_path: Path) -> None:
+    longer = ["--trainer.max_steps", "40"]
+    assert fit(small, tmp_path / "whole", *longer) == 0
+    moments, run, struck = random.Random(0), tmp_path / "run", []
+    for number in range(KILLS):
+        process = start(small, run, *longer, "--checkpoint.every_n_train_steps", "1")
+        # One in four at any time from the start on, the others some steps later than the last one.
+        goal = max(RunDirectory(run).saved_steps(), default=0) + moments.randint(1, 4)
+        while number % 4 and process.poll() is None and max(RunDirectory(run).saved_steps(), default=0) < goal:
+            time.sleep(0.01)
+        deadline = time.monotonic() + moments.uniform(0, 1 if number % 4 else 20)
         while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(0.01)
         process.kill()
         process.communicate()
-    assert fit(small, tmp_path / "run", "--checkpoint.every_n_train_steps", "1") == 0
-    assert_same_end(tmp_path / "run", tmp_path / "whole")
-    assert json.loads((tmp_path / "run/results/validate-toy.json").read_text())["step"] == 4
-    assert not list((tmp_path / "run").rglob("*.partial"))
+        struck.append(process.returncode == -signal.SIGKILL)
+    print(f"{KILLS} kills tried, {sum(struck)} struck a living run")
+    assert sum(struck) > KILLS // 3
+    assert fit(small, run, *longer, "--checkpoint.every_n_train_steps", "1") == 0
+    assert_same_end(run, tmp_path / "whole")
+    assert json.loads((run / "results/validate-toy.json").read_text())["step"] == 40
+    assert not list(run.rglob("*.partial"))

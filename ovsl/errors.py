@@ -11,6 +11,10 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES
 """What the system says of a disk that is full or cannot be written to."""
 
 
+EXTRAS = {"wandb": "'ovsl[wandb]'"}
+"""What to install for packages that belong to an extra."""
+
+
 class InputError(ValueError):
     """Input that cannot be used: the message names the thing and the remedy in one sentence."""
 
@@ -64,7 +68,8 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != "ovsl":
         asked = re.search(r"pip install (?:-U )?'?([\w.-]+)", text)  # what a library says of its own extras
         name = error.name or (asked[1] if asked else text)
-        return f"The package {name!r} is not installed, which this command asks for: pip install {name}.", 2
+        install = EXTRAS.get(name, name)
+        return f"The package {name!r} is not installed, which this command asks for: pip install {install}.", 2
     full = isinstance(error, RuntimeError) and "PytorchStreamWriter failed writing" in text
     if full or (isinstance(error, OSError) and error.errno in UNWRITABLE):
         return f"Cannot write ({text}): make room or choose another folder.", 1

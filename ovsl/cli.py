@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import Namespace
+from jsonargparse import dict_to_namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -38,6 +38,12 @@ from ovsl.training import say, train
 from ovsl.vocabulary import vocabulary_name
 
 __all__ = ["Command", "run_lightning"]
+
+LOGGER = {
+    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+    "init_args": {"save_dir": "", "name": "", "version": "", "default_hp_metric": False},
+}
+"""The default logger. Another one takes over what it knows of these: no `save_dir` means the run directory."""
 
 
 class CommandParser(OneSentence, LightningArgumentParser):
@@ -123,11 +129,12 @@ class Command(LightningCLI):
         # A number of devices may come as text.
         if str(config.trainer.devices).isdigit() and not config.trainer.fast_dev_run:
             check_launch(int(config.trainer.devices), config.trainer.num_nodes)
-        if config.trainer.logger in (None, True) and not config.trainer.fast_dev_run:
-            arguments = {"save_dir": config.run_dir, "name": "", "version": "", "default_hp_metric": False}
-            config.trainer.logger = Namespace(
-                class_path="lightning.pytorch.loggers.TensorBoardLogger", init_args=Namespace(**arguments)
-            )
+        if config.trainer.fast_dev_run:
+            config.trainer.logger = False
+        elif config.trainer.logger in (None, True):
+            config.trainer.logger = dict_to_namespace(LOGGER)
+        if getattr(config.trainer.logger, "init_args", None) and config.trainer.logger.init_args.get("save_dir") == "":
+            config.trainer.logger.init_args.save_dir = config.run_dir
 
     def _default_run_name(self, config: Any) -> str:
         method = config.model.class_path.rsplit(".", 1)[-1]
@@ -176,6 +183,7 @@ def run_lightning(args: Sequence[str] | None = None) -> Command:
             "callbacks": [ResultFiles(), FiniteValues(), Preemption()],
             # The data module shards by itself: every evaluation image exactly once, resumable training order.
             "use_distributed_sampler": False,
+            "logger": LOGGER,
             "num_sanity_val_steps": 0,
         },
         parser_kwargs={"prog": "ovsl"},

@@ -15,6 +15,9 @@ _LOST = re.compile(
     r"(Connection (closed by peer|reset by peer|refused)|Broken pipe|remote process exited)", re.IGNORECASE
 )
 
+EXTRAS = {"wandb": "'ovsl[wandb]'"}
+"""What to install for packages that belong to an extra."""
+
 
 class InputError(ValueError):
     """Input that cannot be used: the message names the thing and the remedy in one sentence."""
@@ -69,7 +72,8 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] != "ovsl":
         asked = re.search(r"pip install (?:-U )?'?([\w.-]+)", text)  # what a library says of its own extras
         name = error.name or (asked[1] if asked else text)
-        return f"The package {name!r} is not installed, which this command asks for: pip install {name}.", 2
+        install = EXTRAS.get(name, name)
+        return f"The package {name!r} is not installed, which this command asks for: pip install {install}.", 2
     if is_lost_connection(error):
         return "Another process of this run was lost, and its own output says why; the same command goes on.", 1
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker") and "(pid" in text:

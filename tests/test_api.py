@@ -12,7 +12,9 @@ from PIL import Image
 
 import ovsl
 from ovsl.__main__ import main
+from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
+from ovsl.methods import MaskCLIP, SegmentationModule
 from tests.conftest import ROOT, TINY_CLIP
 
 MASKCLIP = {
@@ -87,6 +89,12 @@ def test_nothing_to_load_is_named(tmp_path: Path) -> None:
     trained.write_text(yaml.safe_dump({"model": settings}))
     with pytest.raises(InputError, match="Which weights"):
         ovsl.load(trained)
+
+
+def test_lightnings_way_to_load_is_refused(tmp_path: Path) -> None:
+    for loads in (MaskCLIP, SegmentationModule, MaskCLIP(clip=CLIPSettings("tiny", config=TINY_CLIP))):
+        with pytest.raises(InputError, match=r"ovsl\.load\('.*last\.ckpt'\)"):
+            loads.load_from_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_a_run_directory_and_its_checkpoint_answer_as_predict_does(tmp_path: Path, photo: np.ndarray) -> None:

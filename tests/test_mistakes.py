@@ -43,7 +43,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
         (["fit", "--model.help", "DeepLab"], "there are CATSeg, "),
         ([*FIT, "--data.batch_size", "-4"], "data.batch_size is -4: it has to be at least 1"),
         ([*FIT, "--data.train_transform.crop_size", "0"], "crop_size is 0: it has to be at least 1"),
-        ([*FIT, "--trainer.logger", "WandbLogger"], "pip install wandb"),
+        ([*FIT, "--trainer.logger", "WandbLogger"], "pip install 'ovsl[wandb]'"),
         (["predict", "--model", "MaskCLIP", "--data.images", "x.jpg"], "needs --data.vocabulary"),
         ([*FIT, "-c", "here.yamll"], "no configuration file 'here.yamll': did you mean here.yaml?"),
         ([*FIT, "-c", "here.yaml"], "no option '--model.temprature' of PatchText: did you mean 'temperature'?"),
@@ -89,7 +89,7 @@ def test_null_is_null_in_options_of_classes(nested: str, capsys: pytest.CaptureF
         (OSError(errno.ENOSPC, "No space left on device"), "make room or choose another folder"),
         (RuntimeError("PytorchStreamWriter failed writing file data/3"), "make room or choose another folder"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/run"), "'/x/run'"),
-        (ModuleNotFoundError("No module named 'wandb'", name="wandb"), "pip install wandb"),
+        (ModuleNotFoundError("No module named 'cv3'", name="cv3"), "pip install cv3"),
     ],
 )  # fmt: skip
 def test_what_the_machine_lacks_is_one_sentence(error: Exception, message: str) -> None:

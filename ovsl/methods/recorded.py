@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from lightning.pytorch import LightningModule
 
@@ -31,6 +32,18 @@ class RecordedModule(LightningModule):
         self.training_vocabulary: Vocabulary | None = None
         self.settings: dict[str, Any] | None = None
         self._loaded_step = 0
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **kwargs: Any) -> NoReturn:  # type: ignore[override]
+        """Refuse Lightning's way to load: it would take this class's defaults for all that the run had set.
+
+        Raises:
+            InputError: Always, with the way to go.
+        """
+        raise InputError(
+            f"A method is loaded with its own settings: write ovsl.load({str(checkpoint_path)!r}) instead of "
+            "load_from_checkpoint."
+        )
 
     @property
     def trained_steps(self) -> int:

@@ -64,8 +64,8 @@ def zoo() -> str:
     lines = [
         "# Model zoo",
         "",
-        "Every recipe in `experiments/`, made from the files themselves. Published figures are the authors', with their "
-        "source; **no weights of ours are offered, and nobody here has trained a recipe at full size**. What was "
+        "Every recipe in `experiments/`, made from the files themselves. Published figures are the authors', with "
+        "their source; **no weights of ours are offered, and nobody here has trained a recipe at full size**. What was "
         "reproduced, and how, stands below each method; [the recipes, item by item](recipes.md) compares them with the "
         "official repositories.",
         "",
@@ -136,7 +136,7 @@ def _published(configuration: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def _prose(comment: list[str]) -> Iterator[str]:
-    """A header as Markdown: what is indented is a command or a table, papers are links."""
+    """Write a header as Markdown: what is indented is a command or a table, papers are links."""
     previous = ""
     for line in comment:
         indented = line.startswith("  ")

@@ -100,7 +100,7 @@ class WeightAverage(Callback):
 
 
 def _weights(module: LightningModule) -> dict[str, Tensor]:
-    """What is averaged: all that checkpoints keep, but for integers."""
+    """Take what is averaged: all that checkpoints keep, but for integers."""
     assert isinstance(module, SegmentationModule)
     state = saved_state(module, module.state_dict())
     return {name: tensor.detach() for name, tensor in state.items() if tensor.is_floating_point()}

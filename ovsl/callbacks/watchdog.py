@@ -133,10 +133,10 @@ class Watchdog(Callback):
         """Gather the figures of all processes."""
         self._mark(EVALUATED, f"at the end of an evaluation{self._after()}")
 
-    on_test_start = on_predict_start = on_validation_start
+    on_test_start = on_predict_start = on_validation_start  # type: ignore[assignment]
     on_test_batch_start = on_predict_batch_start = on_validation_batch_start
     on_test_batch_end = on_predict_batch_end = on_validation_batch_end
-    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end
+    on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_end  # type: ignore[assignment]
 
     def _after(self) -> str:
         return f" after batch {self._batch}" if self._batch else ""

@@ -119,7 +119,7 @@ def test_help_version_typos_and_report_do_without_torch(tmp_path: Path) -> None:
 import json, sys
 from ovsl.__main__ import main
 statuses = [main(args) for args in json.loads(sys.argv[1])]
-heavy = sorted({"torch", "lightning", "numpy", "matplotlib"} & set(sys.modules))
+heavy = sorted({"torch", "lightning", "scipy", "matplotlib"} & set(sys.modules))
 print(json.dumps([statuses, heavy]))
 """
     calls = [["--help"], ["--version"], ["fitt"], ["fit", "-c", "missing.yaml"], ["report", str(tmp_path)], []]

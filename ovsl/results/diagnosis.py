@@ -76,15 +76,17 @@ def stolen(confusion: np.ndarray, seen: np.ndarray, names: Sequence[str]) -> dic
     """
     wrong = confusion.copy()
     np.fill_diagonal(wrong, 0)
-    groups = {}
+    groups: dict[str, Any] = {}
     for group, rows in (("unseen", ~seen), ("seen", seen)):
-        pixels = int(confusion[rows].sum())
+        pixels = confusion[rows].sum()
         called = {
             "right": confusion.diagonal()[rows].sum(),
             "other_unseen": wrong[rows][:, ~seen].sum(),
             "other_seen": wrong[rows][:, seen].sum(),
         }
-        groups[group] = {"pixels": pixels} | {name: _number(divide(value, pixels)) for name, value in called.items()}
+        groups[group] = {"pixels": int(pixels)} | {
+            name: _number(divide(value, pixels)) for name, value in called.items()
+        }
     return groups | {"pairs": _pairs(np.where(~seen[:, None] & seen, wrong, 0), confusion.sum(1), names)}
 
 

@@ -48,7 +48,8 @@ class DiagnosisCounts:
         """
         arrays = read_arrays(path, "counts of a diagnosis", "ovsl test --diagnosis true")
         try:
-            return cls(**({"true_classes": None, "margins": None} | arrays))
+            optional = {name: arrays.pop(name, None) for name in ("true_classes", "margins")}
+            return cls(**arrays, **optional)  # type: ignore[arg-type]
         except TypeError as error:
             raise InputError(f"'{path}' does not hold counts of a diagnosis ({error}): test again.") from error
 

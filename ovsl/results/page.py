@@ -49,8 +49,18 @@ def results_page(results: Sequence[EvaluationResult], pictures: Mapping[str, byt
         *(f'<p class="note">{escape(note_of(name))}</p>' for name in sorted({each.absent_classes for each in results})),
         *(_classes(result) for result in results),
         "<h2>Predictions</h2>" if pictures else "",
-        *(_picture(name, data) for name, data in pictures.items()),
+        *(figure(name, data) for name, data in pictures.items()),
     ]
+    return document(title, parts)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """Make a page of its parts that fetches nothing and runs nothing.
+
+    Args:
+        title: Of the window; escaped here.
+        parts: HTML, one below the other; empty ones are left out.
+    """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -111,7 +121,8 @@ def _group(entry: ClassResult) -> str:
     return "all" if entry.seen is None else "seen" if entry.seen else "unseen"
 
 
-def _picture(name: str, data: bytes) -> str:
+def figure(name: str, data: bytes) -> str:
+    """Put a PNG file into a page, with what stands below it."""
     encoded = base64.b64encode(data).decode("ascii")
     return (
         f'<figure><img src="data:image/png;base64,{encoded}" alt="{escape(name)}">'

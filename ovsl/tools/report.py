@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Literal
 from ovsl.errors import InputError
 from ovsl.results.chart import draw_per_class_chart
 from ovsl.results.comparison import compare, format_comparisons
+from ovsl.results.diagnosis import SIMILAR, diagnose
+from ovsl.results.diagnosis_counts import DiagnosisCounts, diagnosis_file
+from ovsl.results.diagnosis_page import diagnosis_page
 from ovsl.results.image_counts import ImageCounts, counts_file
 from ovsl.results.page import results_page, run_pictures
 from ovsl.results.result import EvaluationResult
@@ -31,9 +35,20 @@ def main(args: Sequence[str]) -> None:
         metavar=("A", "B"),
         help="Two runs on the same images: B - A with its interval, dataset by dataset.",
     )
+    parser.add_argument(
+        "--diagnosis",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="Runs of `ovsl test --diagnosis true`: a page that tells where their errors come from, and JSON.",
+    )
+    parser.add_argument("--similarity", type=float, default=SIMILAR, help="Names from here on are near, -1 to 1.")
     parser.add_function_arguments(report, skip={"run_dirs"}, as_group=False)
     given = parser.parse_args(list(args)).as_dict()
-    if (pair := given.pop("compare")) is not None:
+    diagnosed, similarity = given.pop("diagnosis"), given.pop("similarity")
+    if diagnosed is not None:
+        report_diagnosis(diagnosed, given["html"], similarity)
+    elif (pair := given.pop("compare")) is not None:
         first, second = pair
         report_comparison(first, second, given["format"], given["output"], given["stage"])
     elif given["run_dirs"]:
@@ -99,6 +114,32 @@ def report_comparison(
     if not shared:
         raise InputError(f"'{first}' and '{second}' have no dataset in common: test both on the same one.")
     _give(format_comparisons([compare(before[key], after[key]) for key in shared], format), output)
+
+
+def report_diagnosis(run_dirs: list[Path], html: Path | None = None, similarity: float = SIMILAR) -> None:
+    """Write a page `index.html` and `diagnosis.json` that tell where the errors of runs come from.
+
+    Args:
+        run_dirs: Directories of runs, searched at any depth.
+        html: Folder of both; by default `diagnosis` in the first directory.
+        similarity: See `ovsl.results.diagnosis.SIMILAR`.
+
+    Raises:
+        InputError: No run was tested with a diagnosis.
+    """
+    found = collect_files(run_dirs, "test")
+    files = sorted(found, key=lambda file: (found[file].dataset, found[file].method, found[file].run))
+    told = [
+        diagnose(found[file], DiagnosisCounts.read(diagnosis_file(file)), similarity)
+        for file in files
+        if diagnosis_file(file).is_file()
+    ]
+    if not told:
+        raise InputError(f"'{run_dirs[0]}' holds no diagnosis: make it with `ovsl test --diagnosis true`.")
+    folder = html or run_dirs[0] / "diagnosis"
+    write_text(folder / "diagnosis.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+    write_text(folder / "index.html", diagnosis_page(told))
+    print(f"page written to {folder / 'index.html'}, and diagnosis.json beside it")
 
 
 def _by_dataset(path: Path, stage: str | None) -> dict[tuple[str, str], EvaluationResult]:

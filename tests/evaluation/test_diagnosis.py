@@ -1,4 +1,4 @@
-"""A diagnosis of cases whose answers are known: oracles, stolen pixels, near names, and that labels stay as they are."""
+"""A diagnosis of cases whose answers are known: oracles, stolen pixels, near names; labels stay as they are."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ class TextClassifier:
         templates: Name of a template set, see `ovsl.vocabulary.load_templates`.
         synonyms: `first` uses the principal name alone, `mean` averages the names of a class into one vector,
             `max` keeps one vector per name and lets the best one speak for the class (FC-CLIP).
-        class_names: Names to show in place of those of the vocabulary. If a class has several where the rule is `first`,
+        class_names: Names to show in place of those of a vocabulary. If a class has several and the rule is `first`,
             the best one speaks for it.
     """
 

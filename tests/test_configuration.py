@@ -105,3 +105,12 @@ def test_a_base_names_the_model_of_an_evaluation(tmp_path: Path, capsys: pytest.
     write(tmp_path, mine="base: ovsl:methods/zegclip\nmodel: {init_args: {num_prompts: 3}}")
     assert main(["fit", "-c", str(tmp_path / "mine.yaml")]) == 2
     assert "model.num_prompts is called model.sizes.num_prompts now" in capsys.readouterr().err
+
+
+def test_datasets_stay_in_the_order_of_the_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["test", "-c", "ovsl:training_free/corrclip", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["data"]["init_args"]["evaluation"]
+    written = read_configuration(ROOT / "experiments/training_free/corrclip.yaml")["data"]["evaluation"]
+    assert list(printed) == list(written)
+    assert next(iter(written)) == "pascal_voc_21"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip.towers import FrozenCLIP
-from ovsl.vocabulary import Vocabulary, load_templates
+from ovsl.vocabulary import ClassNames, Vocabulary, load_templates
 
 SynonymRule = Literal["first", "mean", "max"]
 
@@ -75,7 +75,8 @@ class TextClassifier:
         templates: Name of a template set, see `ovsl.vocabulary.load_templates`.
         synonyms: `first` uses the principal name alone, `mean` averages the names of a class into one vector,
             `max` keeps one vector per name and lets the best one speak for the class (FC-CLIP).
-        renamed: Names to show in place of those of the vocabulary, name -> shown name.
+        class_names: Names to show in place of those of a vocabulary. If a class has several and the rule is `first`,
+            the best one speaks for it.
     """
 
     def __init__(
@@ -83,12 +84,12 @@ class TextClassifier:
         clip: FrozenCLIP,
         templates: str = "imagenet_80",
         synonyms: SynonymRule = "first",
-        renamed: Mapping[str, str] | None = None,
+        class_names: ClassNames | None = None,
     ) -> None:
         self.clip = clip
         self.templates = load_templates(templates)
         self.synonyms: SynonymRule = synonyms
-        self.renamed = dict(renamed or {})
+        self.class_names = class_names or ClassNames()
         self._cache: dict[tuple[tuple[str, ...], ...], TextEmbeddings] = {}
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
@@ -109,12 +110,13 @@ class TextClassifier:
 
     def names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
         """Say which names of each class are shown to the text tower."""
-        return vocabulary.synonyms if self.synonyms != "first" else tuple((name,) for name in vocabulary.classes)
+        shown = self.class_names.of(vocabulary)
+        own = vocabulary.synonyms if self.synonyms != "first" else tuple((name,) for name in vocabulary.classes)
+        return tuple(shown.get(name, names) for name, names in zip(vocabulary.classes, own, strict=True))
 
     def prompts(self, names: Sequence[Sequence[str]]) -> list[str]:
         """Return all prompts, order class, synonym, template."""
-        shown = [self.renamed.get(name, name) for group in names for name in group]
-        return [template.format(name) for name in shown for template in self.templates]
+        return [template.format(name) for group in names for name in group for template in self.templates]
 
     def remember(self, vocabulary: Vocabulary, embeddings: TextEmbeddings) -> None:
         """Take embeddings that were made elsewhere for those of a vocabulary, as long as nothing trains."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -48,9 +49,9 @@ class EpisodeEvaluation(DatasetEvaluation):
             raise InputError(
                 f"Dataset '{task.name}' is asked in episodes, but no class of its is unseen: set its split to a fold."
             )
-        self.questions = {
-            label: segmenter(Vocabulary.from_words([OTHERS, vocabulary.classes[label]])) for label in asked
-        }
+        self.asked = asked
+        self.bind = segmenter
+        self.questions: dict[int, Segmenter] = {}
         self.episodes = EpisodeIoU(len(vocabulary)).to(device)
         self.panoptic_quality = self.average_precision = None
 
@@ -67,7 +68,9 @@ class EpisodeEvaluation(DatasetEvaluation):
         size = (image.shape[-2], image.shape[-1])
         truth = _nearest(semantic, size)
         labels = torch.zeros_like(truth)
-        for label in sorted(set(self.questions) & set(semantic.unique().tolist())):
+        for label in sorted(set(self.asked) & set(semantic.unique().tolist())):
+            if label not in self.questions:
+                self.questions[label] = self.bind(question(self.task.vocabulary, label))
             (found,) = self.questions[label]([image], [size])
             answer = found.labels == 1
             ignored = truth == self.task.vocabulary.ignore_index
@@ -85,7 +88,7 @@ class EpisodeEvaluation(DatasetEvaluation):
         vocabulary = self.task.vocabulary
         per_class = tuple(
             ClassResult(vocabulary.classes[label], False, None if value.isnan() else value.item(), None, 0)
-            for label, value in ((label, values["iou"][label]) for label in self.questions)
+            for label, value in ((label, values["iou"][label]) for label in self.asked)
         )
         return EvaluationResult(
             run=header.run,
@@ -99,6 +102,19 @@ class EpisodeEvaluation(DatasetEvaluation):
             per_class=per_class,
             published={name: value / 100 for name, value in self.task.published.items()},
         )
+
+
+def question(vocabulary: Vocabulary, label: int) -> Vocabulary:
+    """Make the words of a question: "others" and one class, under the name of the vocabulary for its class names."""
+    own = vocabulary.subset([label])
+    return replace(
+        own,
+        classes=(OTHERS, *own.classes),
+        synonyms=((OTHERS,), *own.synonyms),
+        seen=None,
+        things=None,
+        palette=((0, 0, 0), *own.palette),
+    )
 
 
 def _nearest(labels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -24,6 +24,7 @@ from ovsl.methods.schedules import PolynomialSchedule, Schedule
 from ovsl.methods.training_classes import TrainingClasses
 from ovsl.metrics import AbsentClasses
 from ovsl.runs.record import load_weights
+from ovsl.vocabulary import ClassNames
 
 __all__ = ["CLIPSettings", "Losses", "SegmentationModule"]
 
@@ -51,6 +52,8 @@ class SegmentationModule(EvaluatedModule):
         templates: Prompt template set, see `ovsl.vocabulary.load_templates`.
         synonyms: How the names of one class are merged: `first`, `mean` or `max`. None takes `first` where a dataset is
             scored, as the published protocols do, and `max` for words of the user's own (`use_own_words`).
+        class_names: Names that the text encoder sees in place of those of a vocabulary: a shipped list of a publication
+            (`zegclip`, `san`, `denseclip` ...), or the names, see `ovsl.vocabulary.ClassNames`.
         inference: `WholeImage`, `SlidingWindow` or another of `ovsl.inference`.
         inference_for: Another inference for some evaluation datasets, by their names.
         absent_classes: How mIoU treats classes that the ground truth of a dataset lacks, see
@@ -79,6 +82,7 @@ class SegmentationModule(EvaluatedModule):
         clip: CLIPSettings = CLIPSettings(),
         templates: str = "imagenet_80",
         synonyms: SynonymRule | None = None,
+        class_names: dict[str, Any] | str | None = None,
         inference: Inference = WholeImage(),
         inference_for: dict[str, Inference] | None = None,
         absent_classes: AbsentClasses = "skip",
@@ -94,6 +98,7 @@ class SegmentationModule(EvaluatedModule):
         self.templates = templates
         self.synonyms: SynonymRule = synonyms or "first"
         self._synonyms_given = synonyms is not None
+        self.class_names = ClassNames(class_names)
         self.optimizer = optimizer
         self.schedule = schedule
         self.initial_checkpoint = initial_checkpoint
@@ -131,7 +136,7 @@ class SegmentationModule(EvaluatedModule):
 
     def text_encoder(self) -> TextEncoder:
         """Make what embeds vocabularies; called once, when the first one is embedded."""
-        return TextClassifier(self.clip, self.templates, self.synonyms)
+        return TextClassifier(self.clip, self.templates, self.synonyms, self.class_names)
 
     def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> object:
         """Run the network as the official code does, whose multiply-adds are published: `forward` by default.

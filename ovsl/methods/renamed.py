@@ -57,6 +57,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
         "network.embedding_width": "sizes.embedding_dimension",
         **{f"network.{name}": name for name in ("clip_scale", "supervised_blocks", "rescale_bias", "recognition")},
     },
+    "TrainingFree": {"word_list": "class_names"},
     "ZegCLIP": {
         "num_prompts": "sizes.num_prompts",
         "deep_prompt_layers": "sizes.deep_prompt_layers",

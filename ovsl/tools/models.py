@@ -39,7 +39,8 @@ class ConfigurationFile(ActionConfigFile):
         file = configuration_file(values)
         # What is wrong with the file itself is for the parser to say.
         with suppress(OSError, UnicodeError, yaml.YAMLError):
-            values = yaml.safe_dump(self.take(current_content(read_configuration(file), file)))
+            content = self.take(current_content(read_configuration(file), file))
+            values = yaml.safe_dump(content, sort_keys=False)
         super().__call__(parser, cfg, values, option_string)
 
     def take(self, content: Any) -> Any:

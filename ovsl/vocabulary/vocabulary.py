@@ -80,7 +80,7 @@ class Vocabulary:
         """Names that `load` knows, e.g. `ade20k_150`, `coco_stuff_171`, `pascal_voc_20`."""
         folder = resources.files("ovsl.vocabulary").joinpath("data")
         stems = (entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
-        return tuple(sorted(stem for stem in stems if stem not in ("templates", "class_names")))
+        return tuple(sorted(stem for stem in stems if stem != "templates"))
 
     @staticmethod
     def available_splits(name: str) -> tuple[str, ...]:

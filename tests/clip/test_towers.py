@@ -16,7 +16,7 @@ from ovsl.clip import (
 from ovsl.clip.blocks import run_value_block
 from ovsl.clip.image_tower import open_tower
 from ovsl.errors import InputError
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import ClassNames, Vocabulary
 from tests.conftest import TINY_CLIP
 
 
@@ -266,8 +266,11 @@ def test_text_embeddings_average_templates_and_merge_synonyms(tiny_clip):
     torch.testing.assert_close(best.vectors, rows)
     scores = torch.tensor([[0.1, 0.2, 0.7, -3.0]])
     assert best.per_class(scores).tolist() == torch.tensor([[0.1, 0.7, -3.0]]).tolist()
-    shown = TextClassifier(tiny_clip, "vild_14", "max", {"couch": "lamp"})(vocabulary).vectors
-    torch.testing.assert_close(shown, rows[[0, 1, 3, 3]])
+    shown = TextClassifier(tiny_clip, "vild_14", "max", ClassNames({"sofa": "lamp"}))(vocabulary).vectors
+    torch.testing.assert_close(shown, rows[[0, 3, 3]])
+    several = TextClassifier(tiny_clip, "vild_14", "first", ClassNames({"lamp": ["sofa", "couch"]}))(vocabulary)
+    torch.testing.assert_close(several.vectors, rows[[0, 1, 1, 2]])
+    assert several.class_index.tolist() == [0, 1, 2, 2]
     mean = TextClassifier(tiny_clip, "vild_14", "mean")(vocabulary).vectors[1]
     torch.testing.assert_close(mean, torch.nn.functional.normalize(rows[1] + rows[2], dim=0))
 

@@ -135,6 +135,20 @@ def test_segments_of_unseen_classes_do_not_reach_training():
     assert (inductive["segment_ids"][inductive["semantic"] == 255] == 0).all()
 
 
+def test_a_crop_is_chosen_while_unseen_labels_are_there():
+    """As officially: pixels of unseen classes count in the share of a class, and are hidden from the loss."""
+
+    def batch(hidden: list[int]) -> dict:
+        rows = LabelledRows(ToySource(3, 32, 96, panoptic=False), TOY)
+        return TrainingBatches(rows, TrainTransform(32, category_max_ratio=0.5), 32, seed=1, hidden_classes=hidden)[0]
+
+    hidden, shown = batch(TOY.unseen_indices), batch([])
+    assert torch.equal(hidden["image"], shown["image"]), "the same crops"
+    unseen = torch.isin(shown["semantic"], torch.tensor(TOY.unseen_indices))
+    assert unseen.any()
+    assert torch.equal(hidden["semantic"], shown["semantic"].masked_fill(unseen, 255))
+
+
 class OneRow(Source):
     name = "one row"
     panoptic = True

@@ -13,9 +13,10 @@ from torch import Tensor
 from ovsl.data.batches import EvaluationTask
 from ovsl.errors import InputError
 from ovsl.evaluation import EpisodeEvaluation, RunHeader
+from ovsl.evaluation.episodes import question as words_of_question
 from ovsl.inference import Segmentation
 from ovsl.metrics.episodes import EpisodeIoU
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import ClassNames, Vocabulary
 
 WORDS = replace(Vocabulary.from_words(["ground", "cat", "dog", "cow"]), seen=(True, False, True, False))
 
@@ -57,6 +58,13 @@ def test_figures_are_those_of_the_official_evaluator_in_any_order() -> None:
     assert values["binary_mIoU_episodes"].item() == pytest.approx(expected[0], abs=0.05)
     assert values["binary_mIoU_episodes"] != values["binary_mIoU"]
     assert EpisodeIoU(4).compute()["FB_IoU"].isnan()
+
+
+def test_a_question_has_the_names_of_its_vocabulary() -> None:
+    whole = Vocabulary.load("coco_object_81")
+    asked = words_of_question(whole, 11)
+    assert (asked.classes, asked.seen) == (("others", "fire hydrant"), None)
+    assert ClassNames("lseg").principal(asked) == ("others", "firehydrant")
 
 
 def test_each_image_is_asked_for_the_unseen_classes_that_it_holds() -> None:

@@ -253,14 +253,14 @@ def test_the_spatial_branch_averages_the_blocks_before_the_last_but_one() -> Non
 
 
 def test_words_of_the_publication_compete() -> None:
-    module = make(TokenAttention(), word_list="sclip")
+    module = make(TokenAttention(), class_names="sclip")
     text = module.words(Vocabulary.load("pascal_voc_20")).text
     assert len(text.vectors) == 30
     assert text.num_classes == 20
     assert text.class_index[:5].tolist() == [0, 1, 2, 3, 4]
     own = module.words(Vocabulary.from_words(["sky", "car, automobile"])).text
     assert own.class_index.tolist() == [0, 1, 1]
-    assert len(make(TokenAttention(), word_list=None).words(Vocabulary.load("pascal_voc_20")).text.vectors) != 30
+    assert len(make(TokenAttention(), class_names=None).words(Vocabulary.load("pascal_voc_20")).text.vectors) != 30
 
 
 def test_the_vocabulary_of_the_answer_keeps_its_names() -> None:

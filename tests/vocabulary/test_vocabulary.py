@@ -82,6 +82,7 @@ def test_zero_shot_splits():
         ("pascal_context_60", "zero_shot_49_10_plus_background", [1, 7, 8, 15, 20, 25, 32, 34, 49, 55]),
         ("pascal_voc_21", "pascal_5i_fold1", [6, 7, 8, 9, 10]),
         ("coco_object_81", "coco_20i_fold0", list(range(1, 81, 4))),
+        ("fss_1000", "few_shot_520_480", list(range(521, 1001))),
     ]:
         vocabulary = Vocabulary.load(name, split=split)
         assert vocabulary.unseen_indices == unseen_indices

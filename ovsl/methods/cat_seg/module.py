@@ -23,7 +23,7 @@ from ovsl.methods.cat_seg.inference import WindowsAndGlobalView
 from ovsl.methods.cat_seg.network import CATSegNetwork, CATSegOutput, CATSegSizes
 from ovsl.methods.cat_seg.text import TrainedTextClassifier
 from ovsl.methods.schedules import CosineSchedule, Schedule
-from ovsl.vocabulary import Vocabulary, load_class_names
+from ovsl.vocabulary import Vocabulary
 
 
 class CATSeg(SegmentationModule):
@@ -43,9 +43,6 @@ class CATSeg(SegmentationModule):
         sizes: Sizes of the network.
         templates: Prompt template set.
         synonyms: See `SegmentationModule`; published with the first name of a class.
-        class_names: For some vocabularies, by their names, what is shown to CLIP in place of class names: the name of
-            a shipped set, or class -> name. Where a class has a list of names, each is a class of its own until
-            labels are found. All others show what stands before the first comma of a name.
         clip_rate: Factor of the learning rate of what trains of CLIP.
         class_chunk_size: Class maps that are worked on at a time in inference, and in training with
             `checkpoint_activations`.
@@ -56,7 +53,8 @@ class CATSeg(SegmentationModule):
         inference: The published evaluation, on images whose short side is 640.
         optimizer: Published optimiser.
         schedule: Published schedule.
-        **kwargs: See `SegmentationModule`.
+        **kwargs: See `SegmentationModule`. Where `class_names` gives a class several, each is a class of its own until
+            labels are found; classes that it does not know show what stands before the first comma of their name.
     """
 
     def __init__(
@@ -65,7 +63,6 @@ class CATSeg(SegmentationModule):
         sizes: CATSegSizes = CATSegSizes(),
         templates: str = "cat_seg",
         synonyms: SynonymRule | None = None,
-        class_names: dict[str, Any] | None = None,
         clip_rate: float = 0.01,
         class_chunk_size: int = 32,
         checkpoint_activations: bool = False,
@@ -98,7 +95,6 @@ class CATSeg(SegmentationModule):
             sizes,
             Chunks(class_chunk_size, checkpoint_activations),
         )
-        self.class_names = {name: load_class_names(names) for name, names in (class_names or {}).items()}
         self.checkpoint_activations = checkpoint_activations
         self.clip_rate = clip_rate
         self.size_divisor = size_divisor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings
 from ovsl.methods.cat_seg.aggregation import recompute
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import ClassNames, Vocabulary
 
 
 class TrainedTextClassifier(TextClassifier):
@@ -22,7 +21,7 @@ class TrainedTextClassifier(TextClassifier):
         clip: The model whose text tower is used.
         templates: Name of a template set.
         synonyms: How the names of a class are merged, see `TextClassifier`.
-        class_names: For vocabularies, by their names: class -> name, or names that are embedded one by one.
+        class_names: Names to show in place of those of the vocabulary.
         keep_tokens_only: Keep only the tokens of a chunk of prompts for the gradient and run the tower once more.
     """
 
@@ -31,11 +30,10 @@ class TrainedTextClassifier(TextClassifier):
         clip: FrozenCLIP,
         templates: str,
         synonyms: SynonymRule = "first",
-        class_names: Mapping[str, Mapping[str, str | Sequence[str]]] | None = None,
+        class_names: ClassNames | None = None,
         keep_tokens_only: bool = False,
     ) -> None:
-        super().__init__(clip, templates, synonyms)
-        self.class_names = class_names or {}
+        super().__init__(clip, templates, synonyms, class_names)
         self.keep_tokens_only = keep_tokens_only
         self._weights_of_cache: list[Tensor] = []
 
@@ -64,9 +62,8 @@ class TrainedTextClassifier(TextClassifier):
         if self.synonyms != "first":
             return super().names(vocabulary)
         # What stands behind the first comma of a name is left out, as published.
-        known = self.class_names.get(vocabulary.name, {})
-        shown = [known.get(name, name.split(", ")[0]) for name in vocabulary.classes]
-        return tuple((names,) if isinstance(names, str) else tuple(names) for names in shown)
+        shown = self.class_names.of(vocabulary)
+        return tuple(shown.get(name, (name.split(", ")[0],)) for name in vocabulary.classes)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Encode prompts with gradient: int64 `(N, context_length)` -> `(N, D)`, not normalised."""

@@ -21,7 +21,6 @@ from ovsl.methods.denseclip.encoders import ViTOptions, build_encoder, build_lan
 from ovsl.methods.denseclip.network import DenseCLIPNetwork, DenseCLIPOutput, DenseCLIPSizes, SemanticFPN
 from ovsl.methods.denseclip.text import ContextTextClassifier, LearnedContexts
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.vocabulary import load_class_names
 
 
 class DenseCLIP(ClosedSetModule):
@@ -45,8 +44,6 @@ class DenseCLIP(ClosedSetModule):
         open_vocabulary: Predict with the score map.
         sizes: Sizes of what is added to the image tower.
         name_length: Tokens of a class name, start and end included.
-        class_names: Names to show in place of those of the vocabulary, class -> name, or the name of a shipped set
-            (`denseclip_ade20k`).
         gamma: Initial weight of what the image adds to the texts.
         temperature: Divisor of the cosines in the auxiliary loss.
         score_weight: Weight of the auxiliary loss.
@@ -79,7 +76,6 @@ class DenseCLIP(ClosedSetModule):
         open_vocabulary: bool = False,
         sizes: DenseCLIPSizes = DenseCLIPSizes(),
         name_length: int = 5,
-        class_names: dict[str, str] | str | None = None,
         gamma: float = 1e-4,
         temperature: float = 0.07,
         score_weight: float = 0.4,
@@ -131,7 +127,6 @@ class DenseCLIP(ClosedSetModule):
                 "sizes.num_contexts or name_length."
             )
         self.name_length = name_length
-        self.class_names = load_class_names(class_names)
         self.open_vocabulary = open_vocabulary
         self.closed_set = not open_vocabulary
         self.temperature = temperature

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from ovsl.clip import FrozenCLIP, TextEmbeddings
 from ovsl.errors import InputError
-from ovsl.vocabulary import Vocabulary
+from ovsl.vocabulary import ClassNames, Vocabulary
 
 
 class LearnedContexts(nn.Module):
@@ -58,16 +57,16 @@ class ContextTextClassifier:
         clip: The model whose text tower is used.
         contexts: The learned contexts.
         name_length: Tokens of a class name, start and end included.
-        renamed: Names to show in place of those of the vocabulary.
+        class_names: Names to show in place of those of the vocabulary, one for each class.
     """
 
     def __init__(
-        self, clip: FrozenCLIP, contexts: LearnedContexts, name_length: int, renamed: Mapping[str, str] | None = None
+        self, clip: FrozenCLIP, contexts: LearnedContexts, name_length: int, class_names: ClassNames | None = None
     ) -> None:
         self.clip = clip
         self.contexts = contexts
         self.name_length = name_length
-        self.renamed = dict(renamed or {})
+        self.class_names = class_names or ClassNames()
         self._tokens: dict[tuple[str, ...], Tensor] = {}
         self._cache: dict[tuple[str, ...], tuple[Tensor, TextEmbeddings]] = {}
 
@@ -77,7 +76,7 @@ class ContextTextClassifier:
         Raises:
             InputError: A name has more tokens than fit.
         """
-        names = tuple(self.renamed.get(name, name) for name in vocabulary.classes)
+        names = self.class_names.principal(vocabulary)
         tokens = self.tokenize(names)
         if torch.is_grad_enabled():
             return self._embed(tokens)

@@ -12,7 +12,7 @@ from timm.data import constants
 from torch import Tensor
 from torch.nn import functional
 
-from ovsl.clip import CLIPSettings, TextClassifier, TextEmbeddings, TextEncoder
+from ovsl.clip import CLIPSettings, TextEmbeddings
 from ovsl.data.batches import TrainingBatch
 from ovsl.errors import InputError
 from ovsl.inference import DensePrediction, Inference, Prediction
@@ -29,7 +29,7 @@ from ovsl.methods.lseg.network import (
     ViTPyramid,
 )
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
-from ovsl.vocabulary import Vocabulary, load_class_names
+from ovsl.vocabulary import Vocabulary
 
 REASSEMBLE = {16: (256, 512, 1024, 1024), 32: (96, 192, 384, 768)}
 OTHERS = "others"
@@ -61,9 +61,8 @@ class LSeg(SegmentationModule):
         matching: `float16` for the rounding of the official code on a GPU.
         objective: `all_classes` is cross entropy over the training labels (ADE20K); `one_class` asks of each image
             one of its classes against the label "others" (the zero-shot experiments on few-shot folds).
-        class_names: Names to show in place of those of the vocabulary, class -> name, or the name of a shipped set.
-            The official ADE20K run (`lseg_ade20k`) shows only the first word of some, since its label file separates
-            words as it separates synonyms. With `one_class` a background class is shown as "others".
+        class_names: See `SegmentationModule`. The official ADE20K run (`lseg`) shows only the first word of some, since
+            its label file separates words as it separates synonyms; with `one_class` a background is "others".
         decoder_rate: Factor of the learning rate of decoder and head.
         templates: Labels are shown bare.
         inference: Published multi-scale evaluation; a plain `WholeImage` is 12 times cheaper.
@@ -87,7 +86,7 @@ class LSeg(SegmentationModule):
         regularizer_activation: Literal["lrelu", "tanh"] = "lrelu",
         matching: Matching = "float32",
         objective: Literal["all_classes", "one_class"] = "all_classes",
-        class_names: dict[str, str] | str | None = None,
+        class_names: dict[str, Any] | str | None = None,
         decoder_rate: float = 10.0,
         templates: str = "identity",
         inference: Inference = MultiScaleSum(),
@@ -96,9 +95,14 @@ class LSeg(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            clip=clip, templates=templates, inference=inference, optimizer=optimizer, schedule=schedule, **kwargs
+            clip=clip,
+            templates=templates,
+            class_names=class_names,
+            inference=inference,
+            optimizer=optimizer,
+            schedule=schedule,
+            **kwargs,
         )
-        self.class_names = load_class_names(class_names)
         encoder = build_encoder(backbone, backbone_pretrained, backbone_options or {}, blocks, sizes.reassemble)
         # Transformers see 0.5 as mean and deviation in the official code, the ResNet ImageNet's.
         half = (constants.IMAGENET_INCEPTION_MEAN, constants.IMAGENET_INCEPTION_STD)
@@ -115,10 +119,6 @@ class LSeg(SegmentationModule):
         )
         self.objective = objective
         self.decoder_rate = decoder_rate
-
-    def text_encoder(self) -> TextEncoder:
-        """See `SegmentationModule.text_encoder`; some classes go by another name."""
-        return TextClassifier(self.clip, self.templates, self.synonyms, self.class_names)
 
     def class_logits(self, images: Tensor, text: Tensor) -> Tensor:
         """Classify images `(B, 3, H, W)` with texts `(K, D)` or `(B, K, D)`: `(B, K, H, W)`."""
@@ -145,9 +145,7 @@ class LSeg(SegmentationModule):
         if len(text.vectors) != text.num_classes:
             raise InputError("The objective one_class shows one name of a class; set model.synonyms to first or mean.")
         # A class that is shown as "others" is what every other class is asked against.
-        others = [
-            index for index, name in enumerate(training.seen.classes) if self.class_names.get(name, name) == OTHERS
-        ]
+        others = [i for i, name in enumerate(self.class_names.principal(training.seen)) if name == OTHERS]
         askable = labels.masked_fill(torch.isin(labels, labels.new_tensor(others)), ignore_index)
         asked = sample_classes(askable, text.num_classes)
         pairs = torch.stack([self._others().expand(len(asked), -1), text.vectors[asked]], dim=1)

@@ -10,13 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from ovsl.clip import SynonymRule, TextEmbeddings, ViTTower
-from ovsl.evaluation import Words
 from ovsl.inference import DensePrediction, Inference, Prediction, WordClasses, WordInference
 from ovsl.layers import ImageNormalization, cosine_scores
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.training_free.last_block import LastBlock, TokenAttention
-from ovsl.vocabulary import Vocabulary
-from ovsl.vocabulary.query_words import QueryWords, with_query_words
 
 Padding = tuple[int, int, int, int]
 
@@ -40,8 +37,8 @@ class TrainingFree(SegmentationModule):
         last_block: What replaces the last block of the image tower.
         padding: Windows are padded with the mean colour, centred, to a multiple of this many pixels, or of the `patch`;
             None pads none and lets the patch embedding drop what is left over.
-        word_list: Words that a publication gives to the classes of the shipped vocabularies; other vocabularies, and
-            None, speak with their own names.
+        class_names: Whose words the classes of the shipped vocabularies have: those of `sclip` (NACLIP uses the same),
+            `clearclip`, `proxyclip` or `corrclip`; other vocabularies, and None, speak with their own names.
         rounded_normalization: Use CLIP's mean and deviation as the published code rounds them, where the CLIP is
             normalised with CLIP's own.
         synonyms: See `SegmentationModule`; words compete.
@@ -64,19 +61,18 @@ class TrainingFree(SegmentationModule):
         name: str = "SCLIP",
         last_block: LastBlock = TokenAttention(),
         padding: int | Literal["patch"] | None = None,
-        word_list: QueryWords | None = "sclip",
+        class_names: dict[str, Any] | str | None = "sclip",
         rounded_normalization: bool = True,
         synonyms: SynonymRule = "max",
         inference: Inference = WordInference(),
         **kwargs: Any,
     ) -> None:
-        super().__init__(synonyms=synonyms, inference=inference, **kwargs)
+        super().__init__(synonyms=synonyms, class_names=class_names, inference=inference, **kwargs)
         self.name = name
         self.tower = self.clip.require_tower(ViTTower, name)
         self.last_block = last_block
         self.needs_regions = last_block.needs_regions
         self.padding = self.tower.patch_size if padding == "patch" else padding or 1
-        self.word_list = word_list
         rounded = rounded_normalization and torch.equal(self.clip.mean.flatten(), torch.tensor(OPENAI_DATASET_MEAN))
         mean, std = (CLIP_MEAN_255, CLIP_STD_255) if rounded else (self.clip.mean * 255, self.clip.std * 255)
         self.normalize = ImageNormalization([float(m) / 255 for m in mean], [float(s) / 255 for s in std])
@@ -104,11 +100,6 @@ class TrainingFree(SegmentationModule):
         several = len(text.vectors) > text.num_classes
         words = WordClasses(text.class_index, text.num_classes) if several else None
         return DensePrediction(cosine_scores(features, text.vectors), padding=padding, word_classes=words)
-
-    def words(self, vocabulary: Vocabulary) -> Words:
-        """Take a vocabulary with the words of the publication; see `SegmentationModule.words`."""
-        shown = vocabulary if self.word_list is None else with_query_words(vocabulary, self.word_list)
-        return Words(vocabulary, self.text_classifier(shown))
 
 
 def centred_padding(images: Tensor, divisor: int) -> Padding:

@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
-.PHONY: help setup demo test test-slow test-slurm test-minimum golden lint typecheck format toy-clip toy-table toy-ablation light-grid clean
+.PHONY: help setup demo test test-slow test-slurm test-minimum golden lint typecheck docs format toy-clip toy-table toy-ablation light-grid clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -53,7 +53,7 @@ test-minimum: ## the test suite with the oldest versions that pyproject.toml all
 	$(PYTHON) -m venv .venv-minimum
 	.venv-minimum/bin/python tests/minimum_versions.py > .venv-minimum/oldest.txt
 	.venv-minimum/bin/python -m pip install --quiet -c .venv-minimum/oldest.txt -e '.[dev]'
-	.venv-minimum/bin/python -m pytest -n auto -m "not slow and not gpu" $(PYTEST)
+	.venv-minimum/bin/python -m pytest -n auto -m "not slow and not gpu and not slurm" $(PYTEST)
 
 lint: setup ## ruff
 	$(BIN)/ruff check .
@@ -61,6 +61,10 @@ lint: setup ## ruff
 
 typecheck: setup ## mypy
 	$(BIN)/mypy
+
+docs: setup ## the documentation in build/site; warnings and dead links are errors
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: setup ## let ruff format
 	$(BIN)/ruff format .

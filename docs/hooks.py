@@ -14,6 +14,8 @@ import yaml
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from ovsl.configuration import read_configuration
+
 ROOT = Path(__file__).parents[1]
 FIGURES = {"mIoU_seen": "mIoU seen", "mIoU_unseen": "mIoU unseen"}
 """Names of figures that a table writes differently."""
@@ -71,18 +73,13 @@ def zoo() -> str:
         "",
         "| experiment | method | CLIP | trained on | length | published |",
         "|---|---|---|---|---|---|",
-        *(_row(name, _configuration(path)) for name, path in experiments.items()),
+        *(_row(name, read_configuration(path)) for name, path in experiments.items()),
     ]
     for folder, members in groupby(experiments, key=lambda name: name.partition("/")[0]):
         lines += ["", f"## {folder}", "", f"**Reproduced:** {reproduced[folder]}"]
         for name in members:
             lines += ["", *_section(name, experiments[name])]
     return "\n".join(lines) + "\n"
-
-
-def _configuration(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return found
 
 
 def _row(name: str, configuration: dict[str, Any]) -> str:
@@ -113,7 +110,7 @@ def _row(name: str, configuration: dict[str, Any]) -> str:
 def _section(name: str, path: Path) -> Iterator[str]:
     lines = path.read_text(encoding="utf-8").splitlines()
     header = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
-    configuration = _configuration(path)
+    configuration = read_configuration(path)
     comment = [line.removeprefix("#").removeprefix(" ") for line in lines[:header]]
     yield from (f"### {name} {{ #{_anchor(name)} }}", "", *_prose(comment))
     if "axes" in configuration and not any("ovsl study" in line for line in comment):

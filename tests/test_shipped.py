@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+import sysconfig
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from ovsl import __version__
 from ovsl.__main__ import main
 from ovsl.shipped import shipped_configuration, shipped_configurations
 from tests.conftest import ROOT
@@ -68,3 +76,54 @@ def test_a_wheel_carries_them(tmp_path: Path) -> None:
     assert Path(path) == tmp_path / "site/ovsl/_shipped/configs/data/toy.yaml"
     assert train == "coco_stuff_171", "a base is found in the wheel"
     assert (tmp_path / "site/ovsl/data/catalogue.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_wheel_alone_is_enough(tmp_path: Path) -> None:
+    """As `pip install ovsl` in an environment that has the packages, but not this repository."""
+    pytest.importorskip("hatchling")
+    build = "from hatchling.build import build_wheel; import sys; build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.stat().st_size < 5 << 20
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "alone")], check=True)
+    binaries = tmp_path / "alone/bin"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    install = [str(binaries / "pip"), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, check=True, env=environment)
+    (site,) = (tmp_path / "alone/lib").glob("python*/site-packages")
+    # What is in such a folder can be imported, but its own .pth files, this repository's among them, are not read.
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def ovsl(*words: str) -> str:
+        command = [str(binaries / "ovsl"), *words]
+        return subprocess.run(command, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True).stdout
+
+    assert ovsl("--version") == f"ovsl {__version__}\n"
+    quick = ["--trainer.limit_test_batches", "2", "--data.num_workers", "0", "--run_dir", "run"]
+    ovsl("test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy", "-c", "ovsl:trainer/cpu", *quick)
+    assert "MaskCLIP" in ovsl("report", "run")
+    where = [str(binaries / "python"), "-c", "import ovsl; print(ovsl.__file__)"]
+    found = subprocess.run(where, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True).stdout
+    assert Path(found.strip()).is_relative_to(site)
+
+
+def test_the_containers_pin_what_the_package_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (ROOT / "containers/constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for recipe in ("Dockerfile", "ovsl.def"):
+        text = (ROOT / "containers" / recipe).read_text(encoding="utf-8")
+        assert "-c /source/containers/constraints.txt" in text
+        torch = dict(re.findall(r"\b(torch|torchvision)==([\d.]+)", text))
+        for requirement in map(Requirement, project["dependencies"]):
+            version = (pinned | torch)[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(version), f"{recipe}: {requirement.name} {version}"
+
+
+def test_versions_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == citation["version"] == __version__

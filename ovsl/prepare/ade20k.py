@@ -14,7 +14,7 @@ from PIL import Image
 from ovsl.data.sources import decode_image
 from ovsl.errors import InputError
 from ovsl.prepare.layout import Item, Labelled, Layout, Places, index_picture, paired, picture
-from ovsl.prepare.segments import describe_segments, encode_ids
+from ovsl.prepare.segments import describe_segments, encode_ids, ranked
 from ovsl.vocabulary import instance_classes, release_ids
 
 LARGEST_SIDE = 512
@@ -63,9 +63,9 @@ class SceneParsing(Layout):
         keys = np.where(stuff, semantic.astype(np.int64) + 1, 0)
         counted = (categories > 0) & (numbers > 0)
         keys = np.where(counted, FIRST_INSTANCE * categories + numbers, keys)
-        found, ids = np.unique(np.append(keys.ravel(), 0), return_inverse=True)
+        found, ids = ranked(keys)
         classes = np.where(found < FIRST_INSTANCE, found - 1, of_category[found // FIRST_INSTANCE])
-        return ids[:-1].reshape(semantic.shape), dict(enumerate(classes.tolist()))
+        return ids, dict(enumerate(classes.tolist()))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ovsl.errors import InputError
 from ovsl.prepare.layout import Item, Labelled, Layout, Places, index_picture, paired, values_of
-from ovsl.prepare.segments import describe_segments, encode_ids
+from ovsl.prepare.segments import describe_segments, encode_ids, ranked
 from ovsl.vocabulary import release_ids
 
 LABELS = 34
@@ -48,8 +48,10 @@ class Cityscapes(Layout):
         classes = self.relabel(np.where(grouped, ids, ids // INSTANCES_OF_A_CLASS), item.labels["panoptic"])
         vocabulary = self.words()
         ids = np.where(classes == vocabulary.ignore_index, 0, ids)
-        found, first = np.unique(ids, return_index=True)
-        of_segment = dict(zip(found.tolist(), classes.ravel()[first].tolist(), strict=True))
+        found, ranks = ranked(ids)
+        class_of = np.zeros(len(found), np.uint8)
+        class_of[ranks] = classes  # all pixels of a segment have one class
+        of_segment = dict(zip(found.tolist(), class_of.tolist(), strict=True))
         things = vocabulary.things or ()
         crowd = frozenset(id for id in of_segment if 0 < id < INSTANCES_OF_A_CLASS and things[of_segment[id]])
         return Labelled(semantic, encode_ids(ids), describe_segments(ids, of_segment, things, crowd))

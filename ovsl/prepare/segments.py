@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 
 def encode_png(values: np.ndarray) -> bytes:
     """Encode labels, uint8 or uint16 `(H, W)`, or a colour picture, uint8 `(H, W, 3)`.
 
-    Zlib's default effort: its best one makes files of labels a tenth smaller and takes ten times as long.
+    Without the filters that photos need, labels become smaller than by Pillow's `optimize`, in a tenth of its time.
     """
-    file = io.BytesIO()
-    Image.fromarray(values).save(file, "PNG")
-    return file.getvalue()
+    plain = (cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE) if hasattr(cv2, "IMWRITE_PNG_FILTER") else ()
+    stored = values if values.ndim == 2 else np.ascontiguousarray(values[..., ::-1])
+    _, encoded = cv2.imencode(".png", stored, [cv2.IMWRITE_PNG_COMPRESSION, 6, *plain])
+    return encoded.tobytes()
 
 
 def encode_ids(ids: np.ndarray) -> bytes:
@@ -37,8 +37,9 @@ def describe_segments(
         things: Whether a class is countable.
         crowd: Segments of uncounted things.
     """
-    numbers, ranks, areas = np.unique(np.append(ids.ravel(), 0), return_inverse=True, return_counts=True)
-    places = ndimage.find_objects(ranks[:-1].reshape(ids.shape))
+    numbers, ranks = ranked(ids)
+    areas = np.bincount(ranks.ravel(), minlength=len(numbers))
+    places = ndimage.find_objects(ranks)
     return [
         {
             "id": int(number),
@@ -50,6 +51,23 @@ def describe_segments(
         }
         for number, area, (rows, columns) in zip(numbers[1:], areas[1:], places, strict=True)
     ]
+
+
+def ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number keys in their order, 0 first whether it occurs or not.
+
+    Args:
+        keys: Integers `(H, W)` from 0 to some ten thousands, for which counting is much faster than sorting.
+
+    Returns:
+        The keys that occur, ascending, and the place of every pixel's among them, int32 `(H, W)`.
+    """
+    counts = np.bincount(keys.ravel())
+    counts[0] += 1
+    numbers = np.flatnonzero(counts)
+    place = np.zeros(len(counts), np.int32)
+    place[numbers] = np.arange(len(numbers))
+    return numbers, place[keys]
 
 
 def run_length(entry: Mapping[str, Any], category: int, size: tuple[int, int]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ FIT = ["fit", "-c", "ovsl:methods/patch_text", "-c", "ovsl:data/toy", "-c", "ovs
 MASKCLIP = ["test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy"]
 QUICK = [
     *("--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_steps", "1", "--trainer.accelerator", "cpu"),
-    *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
+    *("--trainer.enable_progress_bar", "false"),
 ]  # fmt: skip
 ELSEWHERE = ("ViT-B-16", "zegclip/voc", "zegclip.ckpt", "coco_inductive", "study_ade20k", "toy/study")
 """What a command needs that is not here - released weights, data, a cluster, hours: it is read and not run."""

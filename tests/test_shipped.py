@@ -99,7 +99,9 @@ def test_a_wheel_alone_is_enough(tmp_path: Path) -> None:
 
     def ovsl(*words: str) -> str:
         command = [str(binaries / "ovsl"), *words]
-        return subprocess.run(command, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            command, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True
+        ).stdout
 
     assert ovsl("--version") == f"ovsl {__version__}\n"
     quick = ["--trainer.limit_test_batches", "2", "--data.num_workers", "0", "--run_dir", "run"]

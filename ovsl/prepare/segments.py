@@ -54,7 +54,7 @@ def describe_segments(
 
 
 def ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number keys in their order, 0 first whether it occurs or not.
+    """Rank keys in their order, 0 first whether it occurs or not.
 
     Args:
         keys: Integers `(H, W)` from 0 to some ten thousands, for which counting is much faster than sorting.

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ovsl.data.sources import decode_image, one_line
+from ovsl.data.sources import one_line
 from ovsl.data.truth import segments_of
 from ovsl.errors import InputError
-from ovsl.prepare.layout import Item, Labelled, Layout, Places, index_picture, paired
+from ovsl.prepare.layout import Item, Labelled, Layout, Places, image_size, index_picture, paired
 from ovsl.prepare.segments import run_length
 from ovsl.vocabulary import release_ids
 
@@ -86,7 +86,7 @@ class COCOPanoptic(PanopticFiles):
         file, vocabulary = item.labels["panoptic"], self.words()
         encoded = file.read_bytes()
         listed = self.segments(item.annotation["segments"], file)
-        size = decode_image(encoded, f"panoptic map '{file}'").size[::-1]
+        size = image_size(encoded, file)[::-1]
         segments = segments_of(encoded, listed, size, "segments_info", f"'{file}'")
         class_of = np.array([vocabulary.ignore_index, *segments.classes], np.uint8)
         instances = None

@@ -130,7 +130,7 @@ class Task:
             other = "x".join(map(str, labelled.semantic.shape[::-1]))
             raise InputError(
                 f"Image and labels differ in size: '{item.image}' is {width}x{height}, "
-                f"'{next(iter(item.labels.values()))}' {other}; unpack the release again."
+                f"'{next(iter(item.labels.values()), item.image)}' {other}; unpack the release again."
             )
         row: dict[str, Any] = {
             "image_id": item.id,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from ovsl.prepare.ade20k import ade20k_150, ade20k_847
 from ovsl.prepare.card import Description
 from ovsl.prepare.cityscapes import cityscapes_19
-from ovsl.prepare.coco import coco_panoptic_133, mapillary_vistas_65
+from ovsl.prepare.coco import coco_panoptic_133, mapillary_vistas_65, painted_coco_object_81
 from ovsl.prepare.conversion import Conversion, plan_conversion
 from ovsl.prepare.folder import OwnFolder, own_folder
 from ovsl.prepare.index_masks import camvid_11, coco_object_81, coco_stuff_171, foodseg_103
@@ -42,5 +42,6 @@ __all__ = [
     "OwnFolder",
     "Release",
     "own_folder",
+    "painted_coco_object_81",
     "plan_conversion",
 ]

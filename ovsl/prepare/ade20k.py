@@ -54,13 +54,13 @@ class SceneParsing(Layout):
         instances = picture(file)
         if instances.ndim != 3 or instances.shape[:2] != semantic.shape:
             raise InputError(f"'{file}' is no instance map of the size of its image: unpack the release again.")
-        categories, numbers = (instances[..., channel].astype(np.int64) for channel in (0, 1))
+        categories, numbers = (instances[..., channel].astype(np.int32) for channel in (0, 1))
         of_category = np.array([-1, *instance_classes(self.vocabulary)])
         if categories.max() >= len(of_category):
             raise InputError(f"'{file}' has the category {categories.max()}; {self.title} has {len(of_category) - 1}.")
         things = np.array(self.words().things)
         stuff = (semantic < len(things)) & ~things[np.minimum(semantic, len(things) - 1)]
-        keys = np.where(stuff, semantic.astype(np.int64) + 1, 0)
+        keys = np.where(stuff, semantic.astype(np.int32) + 1, 0)
         counted = (categories > 0) & (numbers > 0)
         keys = np.where(counted, FIRST_INSTANCE * categories + numbers, keys)
         found, ids = ranked(keys)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ovsl.data.sources import decode_image, one_line
-from ovsl.data.truth import segments_of
+from ovsl.data.sources import one_line
+from ovsl.data.truth import run_length_mask, segments_of
 from ovsl.errors import InputError
-from ovsl.prepare.layout import Item, Labelled, Layout, Places, index_picture, paired
+from ovsl.prepare.layout import Item, Labelled, Layout, Places, image_size, index_picture, paired
 from ovsl.prepare.segments import run_length
 from ovsl.vocabulary import release_ids
 
@@ -86,7 +86,7 @@ class COCOPanoptic(PanopticFiles):
         file, vocabulary = item.labels["panoptic"], self.words()
         encoded = file.read_bytes()
         listed = self.segments(item.annotation["segments"], file)
-        size = decode_image(encoded, f"panoptic map '{file}'").size[::-1]
+        size = image_size(encoded, file)[::-1]
         segments = segments_of(encoded, listed, size, "segments_info", f"'{file}'")
         class_of = np.array([vocabulary.ignore_index, *segments.classes], np.uint8)
         instances = None
@@ -95,6 +95,40 @@ class COCOPanoptic(PanopticFiles):
             entries = item.annotation["instances"]
             instances = [run_length(entry, index_of[entry["category_id"]], size) for entry in entries]
         return Labelled(class_of[segments.ids], encoded, listed, instances)
+
+
+@dataclass(frozen=True)
+class PaintedObjects(Layout):
+    """COCO-Object as CLIP-DIY has it: background everywhere, instance masks painted over it in their order."""
+
+    def places(self, part: str) -> Places:
+        """See `Layout`."""
+        return {
+            "images": [part, f"images/{part}"],
+            "instances": [f"annotations/instances_{part}.json", f"instances_{part}.json"],
+        }
+
+    def items(self, found: Mapping[str, Path], part: str) -> list[Item]:
+        """See `Layout`."""
+        content = read_json(found["instances"])
+        masks: dict[int, list[Any]] = defaultdict(list)
+        for entry in content["annotations"]:
+            masks[entry["image_id"]].append(entry)
+        listed = sorted(content["images"], key=lambda image: image["file_name"])
+        return [
+            Item(Path(image["file_name"]).stem, found["images"] / image["file_name"], {}, {"masks": masks[image["id"]]})
+            for image in listed
+        ]
+
+    def labelled(self, item: Item) -> Labelled:
+        """See `Layout`."""
+        size = image_size(item.image.read_bytes(), item.image)[::-1]
+        index_of = {id: index for index, id in enumerate(release_ids(self.vocabulary))}
+        semantic = np.zeros(size, np.uint8)
+        for entry in item.annotation["masks"]:
+            made = run_length(entry, index_of[entry["category_id"]], size)
+            semantic[run_length_mask(made["segmentation"]["counts"], size)] = made["category_id"]
+        return Labelled(semantic)
 
 
 @dataclass(frozen=True)
@@ -155,6 +189,16 @@ def coco_panoptic_133() -> Layout:
     return COCOPanoptic(
         "COCO panoptic",
         "coco_panoptic_133",
+        tops=("", "coco", "COCO"),
+        parts={"train": "train2017", "validation": "val2017"},
+    )
+
+
+def painted_coco_object_81() -> Layout:
+    """Give COCO-Object from instance masks; nothing is ignored."""
+    return PaintedObjects(
+        "COCO-Object",
+        "coco_object_81",
         tops=("", "coco", "COCO"),
         parts={"train": "train2017", "validation": "val2017"},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ovsl.data.image_files import IMAGE_SUFFIXES
 from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, LabelTransform, decode_image, label_table, one_line
@@ -221,6 +223,19 @@ def picture(file: Path) -> np.ndarray:
         return np.asarray(decode_image(file.read_bytes(), f"label file '{file}'"))
     except (InputError, FileNotFoundError) as error:
         raise InputError(f"Cannot read '{file}' ({one_line(error)}): unpack the release again.") from error
+
+
+def image_size(encoded: bytes, file: Path) -> tuple[int, int]:
+    """Width and height of an encoded image, by its header.
+
+    Raises:
+        InputError: It is no image.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            return image.size
+    except Exception as error:  # Pillow raises many types on broken files
+        raise InputError(f"'{file}' is no image that can be opened: unpack the release again.") from error
 
 
 def index_picture(file: Path) -> np.ndarray:

@@ -23,7 +23,7 @@ def encode_png(values: np.ndarray) -> bytes:
 
 def encode_ids(ids: np.ndarray) -> bytes:
     """Encode segment ids `(H, W)` as the colours R + 256 G + 65536 B."""
-    return encode_png((ids[..., None] >> np.array([0, 8, 16])).astype(np.uint8))
+    return encode_png(ids.astype("<i4").view(np.uint8).reshape(*ids.shape, 4)[..., :3])
 
 
 def describe_segments(

@@ -8,7 +8,6 @@ data, and the same command goes on with the files that are missing.
 from __future__ import annotations
 
 import hashlib
-import io
 import multiprocessing
 import os
 import signal
@@ -22,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ovsl.errors import InputError
-from ovsl.prepare.layout import Item, Layout, Release
+from ovsl.prepare.layout import Item, Layout, Release, image_size
 from ovsl.prepare.segments import encode_png
 from ovsl.runs.files import whole_file
 
@@ -132,7 +130,7 @@ class Task:
             other = "x".join(map(str, labelled.semantic.shape[::-1]))
             raise InputError(
                 f"Image and labels differ in size: '{item.image}' is {width}x{height}, "
-                f"'{next(iter(item.labels.values()))}' {other}; unpack the release again."
+                f"'{next(iter(item.labels.values()), item.image)}' {other}; unpack the release again."
             )
         row: dict[str, Any] = {
             "image_id": item.id,
@@ -221,19 +219,6 @@ def is_written(file: Path, plan: str) -> bool:
     except (OSError, ValueError):  # not there, or not Parquet
         return False
     return bool(metadata.get(PLAN) == plan.encode())
-
-
-def image_size(encoded: bytes, file: Path) -> tuple[int, int]:
-    """Width and height of an encoded image, by its header.
-
-    Raises:
-        InputError: It is no image.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.size
-    except Exception as error:  # Pillow raises many types on broken files
-        raise InputError(f"'{file}' is no image that can be opened: unpack the release again.") from error
 
 
 def _begin_worker() -> None:

@@ -14,7 +14,16 @@ from tqdm import tqdm
 from ovsl.data.catalogue import entry
 from ovsl.errors import InputError, StoppedError
 from ovsl.parsing import Parser
-from ovsl.prepare import LAYOUTS, Conversion, Description, Layout, Release, own_folder, plan_conversion
+from ovsl.prepare import (
+    LAYOUTS,
+    Conversion,
+    Description,
+    Layout,
+    Release,
+    own_folder,
+    painted_coco_object_81,
+    plan_conversion,
+)
 from ovsl.prepare.conversion import size_of
 from ovsl.prepare.hub import check_push, push
 
@@ -38,6 +47,9 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--files", type=int | None, default=None, help="Files of each split; default up to 64.")
     parser.add_argument("--push_to", type=str | None, default=None, help="OWNER/REPO of the Hub to upload to.")
     parser.add_argument("--private", type=bool, default=True, help="Whether a repository that is made is private.")
+    parser.add_argument(
+        "--painted", type=bool, default=False, help="coco_object_81: of instance masks, not of COCO-Stuff's maps."
+    )
     parser.add_argument("--vocabulary", type=list[str] | str | None, default=None, help="folder: its classes.")
     parser.add_argument("--images", type=str, default="images", help="folder: of the images, below --from.")
     parser.add_argument("--masks", type=str | None, default="masks", help="folder: of the masks; null: as the images.")
@@ -72,7 +84,9 @@ def _plan(config: dict[str, Any]) -> Conversion:
     if name not in LAYOUTS:
         entry(name)
         raise InputError(f"There is nothing to prepare of '{name}': use folder, or one of {', '.join(LAYOUTS)}.")
-    known, layout = entry(name), LAYOUTS[name]()
+    if config["painted"] and name != "coco_object_81":
+        raise InputError(f"'{name}' is not painted of instance masks: leave painted out.")
+    known, layout = entry(name), painted_coco_object_81() if config["painted"] else LAYOUTS[name]()
     assert known.files is not None
 
     def describe(release: Release, plan: str) -> Description:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ovsl.__main__ import main
-from ovsl.data import Catalogued
+from ovsl.data import Catalogued, sources, truth
 from ovsl.data.catalogue import catalogue
 from ovsl.prepare import LAYOUTS
 from ovsl.vocabulary import Vocabulary
@@ -174,6 +175,52 @@ def test_coco_instances_are_the_masks_that_its_own_code_makes(release: Path) -> 
     np.testing.assert_array_equal(some.masks, np.array(expected, bool))
     assert some.classes.tolist() == [79, 0]
     assert some.crowd.tolist() == [False, True]
+
+
+def test_coco_object_painted_of_instance_masks(release: Path) -> None:
+    coco = pytest.importorskip("pycocotools.mask")
+    write_image(release / "val2017/000000000285.jpg", 0)
+    polygons = [[2.5, 3.0, 20.25, 4.5, 18.0, 17.5], [10.0, 2.0, 30.0, 2.0, 30.0, 20.0, 10.0, 20.0]]
+    entries = [
+        {"image_id": 285, "category_id": category, "bbox": [0, 0, 1, 1], "area": 1, "segmentation": [polygon]}
+        for category, polygon in zip((90, 18), polygons, strict=True)
+    ]
+    (release / "annotations").mkdir()
+    content = {"images": [{"id": 285, "file_name": "000000000285.jpg"}], "annotations": entries}
+    (release / "annotations/instances_val2017.json").write_text(json.dumps(content))
+    prepare("coco_object_81", release, "--painted", "true")
+    toothbrush, dog = (coco.decode(coco.frPyObjects([polygon], 24, 32))[..., 0] > 0 for polygon in polygons)
+    names = Vocabulary.load("coco_object_81").classes
+    expected = np.zeros((24, 32), int)
+    expected[toothbrush] = names.index("toothbrush")
+    expected[dog] = names.index("dog")
+    np.testing.assert_array_equal(Catalogued("coco_object_81", "validation").row(0).semantic, expected)
+
+
+def test_only_what_is_used_is_decoded(release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TREES["coco_panoptic_133"](release)
+    for part in ("train2017", "val2017"):
+        (release / f"annotations/instances_{part}.json").write_text(json.dumps({"annotations": []}))
+    prepare("coco_panoptic_133", release)
+    decoded = []
+
+    def decode_image(value: object, what: str, mode: str | None = None) -> Image.Image:
+        decoded.append(what.split(" of ")[0])
+        return sources.decode_image(value, what, mode)  # type: ignore[arg-type]
+
+    for module in ("parquet", "truth"):
+        monkeypatch.setattr(f"ovsl.data.{module}.decode_image", decode_image)
+    instances_of = Mock(wraps=truth.instances_of)
+    monkeypatch.setattr("ovsl.data.parquet.instances_of", instances_of)
+    plain = Catalogued("coco_panoptic_133", panoptic=False)
+    plain.row(0)
+    assert decoded == ["image", "mask"]
+    assert not instances_of.called
+    (row,) = plain.source._group(0)  # type: ignore[attr-defined]
+    assert set(row) == {"image_id", "image", "mask"}, "columns that nobody asked for are not even read"
+    Catalogued("coco_panoptic_133", panoptic=True, instances=True).row(0)
+    assert decoded[2:] == ["image", "mask", "panoptic map"]
+    assert instances_of.called
 
 
 def test_the_augmented_training_set_follows_its_list(release: Path) -> None:

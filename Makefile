@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
-.PHONY: help setup demo test test-slow test-slurm test-minimum golden lint typecheck docs format toy-clip toy-table toy-ablation light-grid clean
+.PHONY: help setup demo test test-slow test-slurm test-minimum golden bench lint typecheck docs format toy-clip toy-table toy-ablation light-grid clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -48,6 +48,9 @@ test-slurm: setup ## tests in a private SLURM of two nodes on this machine; inst
 
 golden: setup ## golden cases alone, also those in the folder OVSL_GOLDEN; PYTEST="-k zegclip" selects
 	$(BIN)/python -m pytest tests/golden -rA --no-header -q -s $(PYTEST)
+
+bench: setup ## forms before against forms of the package, in one table with the machine (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python experiments/benchmarks/run.py
 
 test-minimum: ## the test suite with the oldest versions that pyproject.toml allows, in .venv-minimum
 	$(PYTHON) -m venv .venv-minimum

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import ovsl.data
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.callbacks import (
+    Execution,
     FiniteValues,
     PredictionFiles,
     PredictionPictures,
@@ -91,6 +92,7 @@ class Command(LightningCLI):
             default=False,
             help="Go on with a run although its training data is not what it began with.",
         )
+        parser.add_lightning_class_args(Execution, "execution")
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(PredictionPictures, "pictures")

@@ -19,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ovsl.__main__ import main
 from ovsl.errors import InputError
+from ovsl.methods import SegmentationModule
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
+from tests.waits import Waits
 
 DATA = str(ROOT / "configs/data/toy.yaml")
 BASELINE = str(ROOT / "configs/methods/patch_text.yaml")
@@ -62,6 +64,28 @@ def test_fit_leaves_a_run_that_tells_what_ran(trained):
     }
     assert wanted <= set(tags["scalars"])
     assert "val/toy/pictures" in tags["images"]
+
+
+def test_losses_are_read_off_the_device_when_they_are_logged(small, tmp_path, monkeypatch):
+    plain, waiting = SegmentationModule.training_step, []
+
+    def step(self, batch, batch_index):
+        with Waits() as waits:
+            loss = plain(self, batch, batch_index)
+        waiting.append(any("methods/base.py" in place for place in waits.places))
+        return loss
+
+    monkeypatch.setattr(SegmentationModule, "training_step", step)
+    logged = {}
+    for interval in (1, 3):
+        waiting.clear()
+        steps = ["--trainer.max_steps", "6", "--trainer.limit_val_batches", "0"]
+        assert _fit(small, tmp_path / str(interval), *steps, "--trainer.log_every_n_steps", str(interval)) == 0
+        events = EventAccumulator(str(tmp_path / str(interval)))
+        events.Reload()
+        logged[interval] = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert waiting == [True, False, True, False, False, True]  # the first one for the progress bar
+    assert logged[3] == {step: logged[1][step] for step in (2, 5)}
 
 
 def test_test_uses_the_checkpoint_of_its_run_and_report_finds_the_result(trained, small, capsys):

@@ -6,50 +6,18 @@ not depend on the machine. Parameters are not counted, scratch space inside of k
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
-from torch import Tensor
+from live_bytes import LiveBytes
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ovsl.clip import CLIPSettings
 from ovsl.methods.cat_seg import CATSeg, CATSegSizes
 from ovsl.methods.cat_seg.text import TrainedTextClassifier
 
 SIZES: dict[str, Any] = {"ViT-B-16": {}, "ViT-L-14-336": {"input_size": (336, 336), "guidance_blocks": (7, 15)}}
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages made inside the context that are still alive: now, and at their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now, self.peak = 0, 0
-        self._alive: dict[int, Any] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if isinstance(tensor, Tensor):
-                self._watch(tensor.untyped_storage())
-        return found
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._alive:
-            return
-
-        def freed(_: Any) -> None:
-            del self._alive[key]
-            self.now -= size
-
-        self._alive[key] = weakref.ref(storage, freed)
-        self.now += size
-        self.peak = max(self.peak, self.now)
 
 
 def build(model: str, class_chunk_size: int, max_classes: int = 256, checkpoint_activations: bool = False) -> CATSeg:

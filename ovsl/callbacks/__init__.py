@@ -1,7 +1,8 @@
-"""Side effects of a run: checkpoints, pictures, prediction files, result files."""
+"""Beside the method: how a run is executed, checkpoints, pictures, prediction files, result files."""
 
 from ovsl.callbacks.average import WeightAverage
 from ovsl.callbacks.checkpoint import RunCheckpoint
+from ovsl.callbacks.execution import Execution
 from ovsl.callbacks.finite import FiniteValues
 from ovsl.callbacks.pictures import PredictionPictures
 from ovsl.callbacks.predictions import PredictionFiles
@@ -10,6 +11,7 @@ from ovsl.callbacks.results import ResultFiles
 from ovsl.callbacks.watchdog import Watchdog
 
 __all__ = [
+    "Execution",
     "FiniteValues",
     "PredictionFiles",
     "PredictionPictures",

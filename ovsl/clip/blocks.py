@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 from torch.nn import functional
 
 from ovsl.layers.attention import attend
+from ovsl.layers.recomputation import recompute
 
 
 def _keep(branch: Tensor) -> Tensor:
@@ -34,6 +37,11 @@ def run_block(
     """
     tokens = run_attention(block, tokens, bias, drop_path)
     return tokens + drop_path(block.ls_2(block.mlp(block.ln_2(tokens))))
+
+
+def block_runner(checkpoint_activations: bool) -> Callable[[ResidualAttentionBlock, Tensor], Tensor]:
+    """Give `run_block`, or a form of it that keeps only its input for the gradient."""
+    return partial(recompute, run_block) if checkpoint_activations and torch.is_grad_enabled() else run_block
 
 
 def run_attention(

@@ -7,7 +7,7 @@ none, and adds no names to a state dict. The kind is asked by `isinstance(tower,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -121,12 +121,19 @@ class ViTTower(ImageTower):
             positions = interpolate_positions(self.visual.positional_embedding, grid, mode)
         return self.visual.ln_pre(tokens + positions), grid
 
-    def intermediate_tokens(self, images: Tensor) -> Iterator[tuple[Tensor, Grid]]:
-        """Yield the tokens after `ln_pre` and after every block, in order, with the grid `(h, w)`."""
+    def intermediate_tokens(
+        self, images: Tensor, run: Callable[[ResidualAttentionBlock, Tensor], Tensor] = run_block
+    ) -> Iterator[tuple[Tensor, Grid]]:
+        """Yield the tokens after `ln_pre` and after every block, in order, with the grid `(h, w)`.
+
+        Args:
+            images: Normalised `(B, 3, H, W)`.
+            run: Runs a block.
+        """
         tokens, grid = self.stem(images)
         yield tokens, grid
         for block in self.blocks:
-            tokens = run_block(block, tokens)
+            tokens = run(block, tokens)
             yield tokens, grid
 
     def project(self, tokens: Tensor) -> Tensor:
@@ -161,6 +168,11 @@ class ConvTower(ImageTower):
 
     kind = "a convolutional image tower"
     examples = "toy_convnext, convnext_large_d_320, RN50 or the like"
+
+    @property
+    @abstractmethod
+    def stages(self) -> list[nn.Module]:
+        """The four stages."""
 
     @property
     @abstractmethod
@@ -212,6 +224,11 @@ class ConvNeXtTower(ConvTower):
     visual: TimmModel
 
     @property
+    def stages(self) -> list[nn.Module]:
+        """See `ConvTower`."""
+        return list(self.visual.trunk.stages)
+
+    @property
     def stage_channels(self) -> tuple[int, ...]:
         """See `ConvTower`."""
         return tuple(info["num_chs"] for info in self.visual.trunk.feature_info)
@@ -220,7 +237,7 @@ class ConvNeXtTower(ConvTower):
         """See `ConvTower`."""
         features = {"stem": self.visual.trunk.stem(images)}
         out = features["stem"]
-        for number, stage in enumerate(self.visual.trunk.stages, start=2):
+        for number, stage in enumerate(self.stages, start=2):
             features[f"res{number}"] = out = stage(out)
         return features
 
@@ -250,14 +267,14 @@ class ResNetTower(ConvTower):
     visual: ModifiedResNet
 
     @property
-    def stages(self) -> list[nn.Sequential]:
-        """The four stages."""
+    def stages(self) -> list[nn.Module]:
+        """See `ConvTower`."""
         return [self.visual.layer1, self.visual.layer2, self.visual.layer3, self.visual.layer4]
 
     @property
     def stage_channels(self) -> tuple[int, ...]:
         """See `ConvTower`."""
-        last: list[Bottleneck] = [stage[-1] for stage in self.stages]
+        last: list[Bottleneck] = [stage[-1] for stage in self.stages]  # type: ignore[index]
         return tuple(block.conv3.out_channels for block in last)
 
     def stage_features(self, images: Tensor) -> dict[str, Tensor]:

@@ -91,6 +91,7 @@ class TextClassifier:
         self.synonyms: SynonymRule = synonyms
         self.class_names = class_names or ClassNames()
         self._cache: dict[tuple[tuple[str, ...], ...], TextEmbeddings] = {}
+        self._seen: dict[tuple[bool, ...], Tensor] = {}
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """Embed a vocabulary, or return what was embedded before.
@@ -106,7 +107,9 @@ class TextClassifier:
             self._cache[names] = self._cache[names].to(device)
         if vocabulary.seen is None:
             return self._cache[names]
-        return replace(self._cache[names], seen=torch.tensor(vocabulary.seen, device=device))
+        if vocabulary.seen not in self._seen or self._seen[vocabulary.seen].device != device:
+            self._seen[vocabulary.seen] = torch.tensor(vocabulary.seen, device=device)
+        return replace(self._cache[names], seen=self._seen[vocabulary.seen])
 
     def names(self, vocabulary: Vocabulary) -> tuple[tuple[str, ...], ...]:
         """Say which names of each class are shown to the text tower."""
@@ -134,8 +137,11 @@ class TextClassifier:
         """Text features of all prompts, `(classes * synonyms * templates, D)` -> unit embeddings."""
         vectors = functional.normalize(features, dim=-1).unflatten(0, (-1, len(self.templates)))
         vectors = functional.normalize(vectors.mean(1), dim=-1)
+        class_index = torch.arange(len(names), device=vectors.device)
+        if len(vectors) == len(names):
+            return TextEmbeddings(vectors, class_index, len(names))
         counts = torch.tensor([len(group) for group in names], device=vectors.device)
-        class_index = torch.repeat_interleave(torch.arange(len(names), device=vectors.device), counts)
+        class_index = torch.repeat_interleave(class_index, counts)
         if self.synonyms == "mean":
             sums = vectors.new_zeros(len(names), vectors.shape[1]).index_add(0, class_index, vectors)
             vectors = functional.normalize(sums / counts[:, None], dim=-1)

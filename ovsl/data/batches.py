@@ -19,7 +19,8 @@ class TrainingBatch(TypedDict):
 
     Attributes:
         image: uint8 RGB `(B, 3, H, W)`.
-        semantic: int64 `(B, H, W)`, indices of the training vocabulary or its `ignore_index`.
+        semantic: int64 `(B, H, W)`, indices of the training vocabulary or its `ignore_index`; of 8 or 16 bits until it
+            is on the device.
         id: Name of each image.
         segment_ids: From panoptic data, int32 `(B, H, W)`: 0 for no segment, else 1..N of the image.
         segment_classes: Class of segments 1..N of each image, int64 `(N,)`.

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 
 from ovsl.data.batches import EvaluationTask
 from ovsl.data.catalogue import Catalogued, as_source
@@ -160,6 +161,12 @@ class SegmentationDataModule(LightningDataModule):
             PositionSampler(lambda: self.position, self.batch_size, steps, self._rank, self._world_size),
             persistent=True,
         )
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Widen the labels of a training batch: they travel as 8 or 16 bits, and losses take int64."""
+        if isinstance(semantic := batch.get("semantic"), Tensor):
+            batch["semantic"] = semantic.long()
+        return batch
 
     def val_dataloader(self) -> list[SegmentationLoader]:
         """One loader per evaluation dataset, in the order of `evaluation`."""

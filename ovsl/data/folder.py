@@ -18,7 +18,7 @@ from PIL import Image
 from ovsl.data.fingerprint import samples_hash
 from ovsl.data.image_files import IMAGE_SUFFIXES, images_below
 from ovsl.data.local_files import locate
-from ovsl.data.sources import LabelTransform, Row, Source, decode_image, one_line
+from ovsl.data.sources import LabelTransform, Row, Source, decode_image, decode_pixels, one_line
 from ovsl.errors import InputError
 from ovsl.vocabulary import as_vocabulary
 
@@ -122,7 +122,7 @@ class FolderSource(Source):
     def row(self, index: int) -> Row:
         """Read an image and its mask; see `Source`."""
         pair = self.pairs[index]
-        image = np.asarray(decode_image(_bytes(pair.image), f"image '{pair.image}'", mode="RGB"))
+        image = decode_pixels(_bytes(pair.image), f"image '{pair.image}'", mode="RGB")
         labels = self.labels(pair.mask)
         if labels.shape != image.shape[:2]:
             raise InputError(
@@ -137,10 +137,10 @@ class FolderSource(Source):
         Raises:
             InputError: It cannot be read, is a colour picture without `colors`, or has a colour that is not listed.
         """
-        picture = decode_image(_bytes(mask), f"mask '{mask}'")
+        encoded, what = _bytes(mask), f"mask '{mask}'"
         if self.colors is not None:
-            return self._labels_of_colors(np.asarray(picture.convert("RGB")), mask)
-        labels = np.asarray(picture)
+            return self._labels_of_colors(np.asarray(decode_image(encoded, what).convert("RGB")), mask)
+        labels = decode_pixels(encoded, what)
         if labels.ndim != 2:
             raise InputError(
                 f"The mask '{mask}' is a colour picture: set colors to the colour of each class, or save label values."

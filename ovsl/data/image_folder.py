@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ovsl.data.image_files import images_below
-from ovsl.data.sources import Row, Source, decode_image
+from ovsl.data.sources import Row, Source, decode_pixels
 from ovsl.errors import InputError
 
 
@@ -50,6 +50,6 @@ class ImageFolder(Source):
     def row(self, index: int) -> Row:
         """Read one file; see `Source.row`."""
         file = self.files[index]
-        image = np.asarray(decode_image(file.read_bytes(), f"image '{file}'", mode="RGB"))
+        image = decode_pixels(file.read_bytes(), f"image '{file}'", mode="RGB")
         unlabelled = np.full(image.shape[:2], self.ignore_index, np.uint8)
         return Row(str(file.relative_to(self.folder)), image, unlabelled, str(file))

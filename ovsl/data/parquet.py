@@ -18,7 +18,7 @@ from ovsl.data.fingerprint import footers_hash, samples_hash
 from ovsl.data.local_files import locate, parquet_files
 from ovsl.data.order import group_order
 from ovsl.data.regions import region_map
-from ovsl.data.sources import LabelTransform, Row, Source, decode_image, one_line
+from ovsl.data.sources import LabelTransform, Row, Source, decode_pixels, one_line
 from ovsl.data.truth import instances_of, integer_columns, segments_of
 from ovsl.errors import InputError
 
@@ -192,12 +192,12 @@ class ParquetRows(Source):
         values = self._group(group)[index - int(first_rows[group])]
         id = str(values[self.id_column]) if self.id_column is not None else f"{index:08d}"
         where = f"row {index} ('{id}') of {self.name}" if self.id_column is not None else f"row {index} of {self.name}"
-        image = np.asarray(decode_image(values[self.image_column], f"image of {where}", mode="RGB"))
+        image = decode_pixels(values[self.image_column], f"image of {where}", mode="RGB")
         if values[self.mask_column] is None:
             raise InputError(
                 f"There is no mask in {where}: remove the row or use another column than '{self.mask_column}'."
             )
-        semantic = np.asarray(decode_image(values[self.mask_column], f"mask of {where}"))
+        semantic = decode_pixels(values[self.mask_column], f"mask of {where}")
         if semantic.ndim != 2:
             raise InputError(f"The mask of {where} is a colour picture: convert it to one label value per pixel.")
         if semantic.shape != image.shape[:2]:

@@ -48,12 +48,18 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         levels = np.arange(256, dtype=np.float32)
         # Each step saturates at 0 and 255, as in the reference.
         table = np.clip(np.clip(levels + brightness, 0, 255) * first, 0, 255).astype(np.uint8)
-        img = cv2.LUT(img, table)
-        if saturation != 1.0 or hue:
+        after = np.clip(levels * last, 0, 255).astype(np.uint8)
+        colours = saturation != 1.0 or hue
+        if not colours:
+            table = after[table]
+        if brightness or first != 1.0 or (last != 1.0 and not colours):
+            img = cv2.LUT(img, table)
+        if colours:
             hsv = cv2.cvtColor(img, cv2.COLOR_RGB2HSV)
             hues = ((levels + hue) % 180).astype(np.uint8)
             saturations = np.clip(levels * saturation, 0, 255).astype(np.uint8)
             img = cv2.cvtColor(
                 cv2.LUT(hsv, np.stack([hues, saturations, levels.astype(np.uint8)], axis=-1)[None]), cv2.COLOR_HSV2RGB
             )
-        return cv2.LUT(img, np.clip(levels * last, 0, 255).astype(np.uint8)) if last != 1.0 else img
+            img = cv2.LUT(img, after) if last != 1.0 else img
+        return img

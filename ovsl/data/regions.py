@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ovsl.data.sources import Row, decode_image
+from ovsl.data.sources import Row, decode_pixels
 from ovsl.errors import InputError
 
 
@@ -113,7 +113,7 @@ def region_map(encoded: object, size: tuple[int, ...], what: str) -> np.ndarray:
     Raises:
         InputError: It cannot be decoded, or has another size than the image.
     """
-    picture = np.asarray(decode_image(encoded, what))
+    picture = decode_pixels(encoded, what)
     if picture.ndim == 3:
         picture = picture[..., :3].astype(np.int64) @ np.array([1, 1 << 8, 1 << 16])
     if picture.shape != tuple(size):

@@ -1,7 +1,5 @@
-"""From rows to batches: label values checked and mapped, transforms applied, images as uint8 tensors."""
+"""From rows to batches: transforms applied, images as uint8 tensors."""
 
-import logging
-import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,128 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ovsl.data.labelled import LabelledRows
 from ovsl.data.order import orientation_order, sample_seed
 from ovsl.data.regions import RegionMaps
-from ovsl.data.sources import (
-    INVALID_LABEL,
-    LABEL_VALUES,
-    InstanceTruth,
-    Row,
-    Segments,
-    Source,
-    UndecodableImageError,
-    label_table,
-)
+from ovsl.data.sources import Row, Segments
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 from ovsl.data.truth import countable
 from ovsl.errors import InputError
-from ovsl.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 # Undecodable rows in a row of the training order before `on_error: skip` gives up.
 MAX_CONSECUTIVE_SKIPS = 100
 
 # Seconds that a worker lives on after a SIGTERM.
 WORKER_GRACE = 30
-
-
-class LabelledRows:
-    """Rows of a source with masks in class indices of a vocabulary.
-
-    Args:
-        source: Where rows come from.
-        vocabulary: Classes of the labels.
-        on_error: `error` raises on an image that cannot be decoded, `skip` counts and logs it.
-
-    Attributes:
-        skipped: Number of rows skipped so far, over all workers of this process.
-
-    Raises:
-        InputError: The source has segments, but the vocabulary does not know things from stuff.
-    """
-
-    def __init__(self, source: Source, vocabulary: Vocabulary, on_error: str = "error") -> None:
-        if source.panoptic and vocabulary.things is None:
-            raise InputError(
-                f"Vocabulary '{vocabulary.name}' does not say which classes are things, which the segments of "
-                f"{source.name} need: leave panoptic_column out."
-            )
-        self.source = source
-        self.vocabulary = vocabulary
-        self.on_error = on_error
-        self._skipped = multiprocessing.Value("q", 0)
-        self._table = label_table(source.label_transform, source.ignore_index, len(vocabulary), vocabulary.ignore_index)
-        # OpenCV resizes masks of 8 and 16 bits.
-        self._dtype = np.uint8 if max(len(vocabulary) - 1, vocabulary.ignore_index) < 256 else np.uint16
-
-    @property
-    def skipped(self) -> int:
-        """Number of rows skipped so far, over all workers of this process."""
-        return self._skipped.value
-
-    def row(self, index: int) -> Row | None:
-        """Read a row and map its labels.
-
-        Args:
-            index: Row number.
-
-        Returns:
-            The row with a mask of class indices and `ignore_index`, uint8 or uint16, and segments with class indices;
-            segments of ignored classes and those without a pixel are left out. None where the row was skipped.
-
-        Raises:
-            InputError: The row cannot be used, or a label lies outside the vocabulary.
-        """
-        try:
-            row = self.source.row(index)
-        except UndecodableImageError as error:
-            if self.on_error != "skip":
-                raise
-            with self._skipped.get_lock():
-                self._skipped.value += 1
-            logger.warning("Skipped (%d so far): %s", self.skipped, error)
-            return None
-        if row.semantic is None:
-            return row
-        values = row.semantic
-        if values.dtype not in (np.uint8, np.uint16):
-            values = values.astype(np.int64)
-            known = (values >= 0) & (values < LABEL_VALUES)
-            classes = np.where(known, self._table[np.where(known, values, 0)], INVALID_LABEL)
-        else:
-            classes = self._table[values]
-        if classes.min(initial=0) < 0:
-            raise InputError(
-                f"Label value {int(values[classes < 0].max())} in row {index} ('{row.id}') of {self.source.name} is "
-                f"outside the {len(self.vocabulary)} classes of vocabulary '{self.vocabulary.name}': set "
-                "label_transform, ignore_index or the vocabulary of this data."
-            )
-        segments = None if row.segments is None else self._segments(row.segments, index, row.id)
-        instances = None if row.instances is None else self._instances(row.instances, index, row.id)
-        return Row(row.id, row.image, classes.astype(self._dtype), row.path, segments, row.regions, instances)
-
-    def _segments(self, segments: Segments, index: int, id: str) -> Segments:
-        classes = self._classes(segments.classes, "a segment", index, id)
-        kept = classes != self.vocabulary.ignore_index
-        kept &= np.bincount(segments.ids.ravel(), minlength=len(classes) + 1)[1:] > 0
-        return Segments(segments.ids, classes, segments.crowd).renumber(kept.cumsum() * kept)
-
-    def _instances(self, instances: InstanceTruth, index: int, id: str) -> InstanceTruth:
-        classes = self._classes(instances.classes, "an instance", index, id)
-        kept = classes != self.vocabulary.ignore_index
-        return InstanceTruth(instances.masks[kept], classes[kept], instances.crowd[kept])
-
-    def _classes(self, categories: np.ndarray, what: str, index: int, id: str) -> np.ndarray:
-        known = (categories >= 0) & (categories < LABEL_VALUES)
-        classes = np.where(known, self._table[np.where(known, categories, 0)], INVALID_LABEL).astype(np.int64)
-        if classes.min(initial=0) < 0:
-            raise InputError(
-                f"Category {int(categories[classes < 0].max())} of {what} in row {index} ('{id}') of "
-                f"{self.source.name} is outside the {len(self.vocabulary)} classes of vocabulary "
-                f"'{self.vocabulary.name}': set label_transform, ignore_index or the vocabulary of this data."
-            )
-        return classes
 
 
 class TrainingBatches(Dataset):
@@ -166,7 +55,7 @@ class TrainingBatches(Dataset):
         self.batch_size = batch_size
         self.seed = seed
         self.hidden_classes = list(hidden_classes)
-        self._shown = np.arange(max(len(rows.vocabulary), ignore_index + 1))
+        self._shown = np.arange(max(len(rows.vocabulary), ignore_index + 1, 256)).astype(np.uint16)
         self._shown[self.hidden_classes] = ignore_index
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
@@ -174,26 +63,35 @@ class TrainingBatches(Dataset):
         """Make the batch whose first sample is at `position`.
 
         Returns:
-            `image` uint8 `(B, 3, H, W)`, `semantic` int64 `(B, H, W)` and `id`; from a panoptic source also
-            `segment_ids` int32 `(B, H, W)` and `segment_classes`, an int64 `(N,)` for each image. An error is
-            returned, not raised: the loader raises it in the main process.
+            `image` uint8 `(B, 3, H, W)`, `semantic` uint8 or uint16 `(B, H, W)`, widened on the device by the data
+            module, and `id`; from a panoptic source also `segment_ids` int32 `(B, H, W)` and `segment_classes`, an
+            int64 `(N,)` for each image. An error is returned, not raised: the loader raises it in the main process.
         """
         try:
             rows = [self.sample(position + offset) for offset in range(self.batch_size)]
         except InputError as error:
             return error
-        batch: dict[str, Any] = {
-            "image": torch.from_numpy(np.stack([row.image for row in rows])).permute(0, 3, 1, 2).contiguous(),
-            # Widened once for the whole batch: int64 masks are dear to copy.
-            "semantic": torch.from_numpy(self._shown[np.stack([np.asarray(row.semantic) for row in rows])]),
-            "id": [row.id for row in rows],
-        }
+        image, semantic = self.stack(rows)
+        batch: dict[str, Any] = {"image": image, "semantic": semantic, "id": [row.id for row in rows]}
         segments = [row.segments for row in rows if row.segments is not None]
         if segments:
             # One map of ids, not one mask for each segment: masks are much larger, and cheap to make on the device.
             batch["segment_ids"] = torch.from_numpy(np.stack([entry.ids for entry in segments]).astype(np.int32))
             batch["segment_classes"] = [torch.from_numpy(entry.classes) for entry in segments]
         return batch
+
+    def stack(self, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+        """Put augmented rows together, hidden classes ignored.
+
+        Returns:
+            uint8 `(B, 3, H, W)`, and masks `(B, H, W)` of 8 or 16 bits.
+        """
+        masks = np.stack([np.asarray(row.semantic) for row in rows])
+        if self.hidden_classes:
+            flat = masks.reshape(len(masks), -1)
+            small = self._shown[:256].astype(np.uint8)
+            masks = (cv2.LUT(flat, small) if masks.dtype == np.uint8 else self._shown[flat]).reshape(masks.shape)
+        return _planes([row.image for row in rows]), torch.from_numpy(masks)
 
     def sample(self, position: int) -> Row:
         """Return the augmented row at a position.
@@ -344,5 +242,13 @@ def _no_mask(rows: LabelledRows, index: int, row: Row) -> str:
     return f"There is no mask in row {index} ('{row.id}') of {rows.source.name}: remove the row or use labelled data."
 
 
+def _planes(images: Sequence[np.ndarray]) -> Tensor:
+    """Stack images of one size, uint8 `(H, W, 3)`, colour by colour: `(B, 3, H, W)`."""
+    planes = np.empty((len(images), 3, *images[0].shape[:2]), np.uint8)
+    for image, plane in zip(images, planes, strict=True):
+        cv2.split(image, list(plane))
+    return torch.from_numpy(planes)
+
+
 def _image_tensor(image: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return _planes([image])[0]

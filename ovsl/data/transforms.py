@@ -299,7 +299,10 @@ class Crop(A.DualTransform):
         return slice(top, top + self.height), slice(left, left + self.width)
 
     def _mixed(self, labels: np.ndarray, max_ratio: float) -> bool:
-        counts = np.bincount(labels.ravel(), minlength=self.ignore_index + 1)
+        if labels.dtype == np.uint8 and self.ignore_index < 256:
+            counts = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+        else:
+            counts = np.bincount(labels.ravel(), minlength=self.ignore_index + 1)
         counts[self.ignore_index] = 0
         return bool(np.count_nonzero(counts) > 1 and counts.max() < max_ratio * counts.sum())
 

@@ -16,6 +16,7 @@ from ovsl.layers.pillow_resize import resize_square
 from ovsl.layers.pixel_decoder import PixelDecoder
 from ovsl.layers.positions import PositionMode, interpolate_positions, sine_positions
 from ovsl.layers.precision import full_precision
+from ovsl.layers.recomputation import recompute
 from ovsl.layers.score_map import score_map
 from ovsl.layers.semantic_fpn import FeaturePyramid, SemanticFPNHead
 from ovsl.layers.similarity import correlations, cosine_scores, unit_vectors
@@ -45,6 +46,7 @@ __all__ = [
     "interpolate_positions",
     "pad_to_multiple",
     "pool_by_masks",
+    "recompute",
     "resize_square",
     "score_map",
     "sine_positions",

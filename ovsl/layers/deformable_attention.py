@@ -73,9 +73,10 @@ class MultiScaleDeformableAttention(nn.Module):
         mixed = query.new_zeros(batch * heads, width // heads, length)
         for level, level_values in enumerate(values.split([h * w for h, w in sizes], dim=2)):
             height, columns = sizes[level]
-            # Offsets are counted in cells of the level that is sampled.
-            scale = offsets.new_tensor([columns, height])
-            places = reference_points[:, None, None] + offsets[:, :, :, level] / scale
+            # Offsets are counted in cells of the level that is sampled. Its size stays a number of the host: a tensor
+            # made of it would be a copy for which the host waits.
+            x, y = offsets[:, :, :, level].unbind(-1)
+            places = reference_points[:, None, None] + torch.stack([x / columns, y / height], dim=-1)
             grid = (2 * places - 1).transpose(1, 2).flatten(0, 1)
             sampled = functional.grid_sample(
                 level_values.unflatten(2, (height, columns)), grid, padding_mode="zeros", align_corners=False

@@ -96,12 +96,18 @@ class MaskedAttentionDecoder(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.mask_embedding = MLP(width, width, width, width)
 
-    def forward(self, mask_features: Tensor, levels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    def forward(
+        self, mask_features: Tensor, levels: Sequence[Tensor], auxiliary: bool = True
+    ) -> list[tuple[Tensor, Tensor]]:
         """Predict masks before the first layer and after each one.
+
+        Without the auxiliary predictions nobody reads the inner masks but the attention, at the size of a level:
+        mask features are brought to each size once, in place of the masks of every layer. Both are linear.
 
         Args:
             mask_features: `(B, width, h, w)`.
             levels: Multi-scale features `(B, in_width, h_l, w_l)`, in the order in which the layers read them.
+            auxiliary: Give all predictions, and not the last one alone.
 
         Returns:
             For each prediction the normalised queries `(B, Q, width)` and mask logits `(B, Q, h, w)`; the last
@@ -114,15 +120,22 @@ class MaskedAttentionDecoder(nn.Module):
             positions.append(sine_positions(level.shape[2], level.shape[3], self.width, level.device))
 
         queries = self.query_features.repeat(mask_features.shape[0], 1, 1)
-        predictions = [self.predict(queries, mask_features)]
+        predictions: list[tuple[Tensor, Tensor]] = []
+        inner = [
+            mask_features
+            if auxiliary
+            else functional.interpolate(mask_features, size, mode="bilinear", align_corners=False)
+            for size in sizes
+        ]
         for number, layer in enumerate(self.layers):
             index = number % len(levels)
-            attended = attended_cells(predictions[-1][1], sizes[index])
+            prediction = self.predict(queries, inner[index])
+            attended = attended_cells(prediction[1], sizes[index])
             # A query whose mask is empty on this level looks everywhere.
             attended = attended | ~attended.any(dim=-1, keepdim=True)
             queries = layer(queries, self.query_positions, sources[index], positions[index], attended)
-            predictions.append(self.predict(queries, mask_features))
-        return predictions
+            predictions += [prediction] if auxiliary else []
+        return [*predictions, self.predict(queries, mask_features)]
 
     def predict(self, queries: Tensor, mask_features: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised queries `(B, Q, width)` and their mask logits `(B, Q, h, w)`."""

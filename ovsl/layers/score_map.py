@@ -21,6 +21,8 @@ def score_map(features: Tensor, text: Tensor) -> Tensor:
     """
     with full_precision(features.device):
         dtype = torch.promote_types(features.dtype, torch.float32)
-        cells = functional.normalize(features.to(dtype), dim=1)
+        cells = features.to(dtype)
         words = functional.normalize(text.to(dtype), dim=-1).expand(len(cells), -1, -1)
-        return torch.einsum("bdhw,bkd->bkhw", cells, words)
+        # The products are divided by the length of the cells, and not the cells, which are larger.
+        lengths = torch.linalg.vector_norm(cells, dim=1, keepdim=True).clamp(min=1e-12)
+        return torch.einsum("bdhw,bkd->bkhw", cells, words) / lengths

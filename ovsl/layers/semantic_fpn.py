@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -63,8 +62,7 @@ class SemanticFPNHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Pyramid levels, fine to coarse -> `(B, out_channels, h_0, w_0)` at the size of the finest."""
-        size = levels[0].shape[-2:]
-        maps = []
+        size, total = levels[0].shape[-2:], None
         for index, (branch, level) in enumerate(zip(self.branches, levels, strict=True)):
             for block in branch:  # type: ignore[attr-defined]
                 level = block(level)
@@ -72,8 +70,8 @@ class SemanticFPNHead(nn.Module):
                     level = functional.interpolate(level, scale_factor=2.0, mode="bilinear", align_corners=False)
             if level.shape[-2:] != size:  # images whose sides 32 does not divide
                 level = functional.interpolate(level, size=size, mode="bilinear", align_corners=False)
-            maps.append(level)
-        return self.classifier(self.dropout(torch.stack(maps).sum(0)))
+            total = level if total is None else total + level
+        return self.classifier(self.dropout(total))
 
 
 def _block(in_channels: int, width: int) -> nn.Sequential:

@@ -77,20 +77,22 @@ class MaskSetCriterion:
             levels: For each supervised level, in the order of the network, `class_logits (B, Q, C + 1)`, no-object
                 last, and `mask_logits (B, Q, h, w)`.
             targets: The batch's masks, at any resolution that spans the same area as the logits.
-            draw: Source of random points, called like `torch.rand`. The last level draws first, then the others in
-                order; each draws matching points `(B, P, 2)`, candidates `(M, 3P, 2)` and fresh points.
+            draw: Source of random points, called like `torch.rand`. Matching points `(B, P, 2)` are drawn for all
+                levels, then for each level candidates `(M, 3P, 2)` and fresh points. The last level comes first, then
+                the others in order.
 
         Returns:
             `loss_ce`, `loss_mask`, `loss_dice` of the last level, the same with suffix `_0`, `_1` ... of
             the earlier ones.
         """
-        num_masks = average_count(torch.tensor(len(targets.labels), device=targets.labels.device))
+        num_masks = average_count(torch.full((), len(targets.labels), device=targets.labels.device))
         *earlier, last = levels
+        levels = [last, *earlier]
+        suffixes = ["", *(f"_{i}" for i in range(len(earlier)))]
         losses: dict[str, Tensor] = {}
-        for suffix, (class_logits, mask_logits) in zip(
-            ["", *(f"_{i}" for i in range(len(earlier)))], [last, *earlier], strict=True
+        for suffix, (class_logits, mask_logits), matches in zip(
+            suffixes, levels, self.matcher(levels, targets, draw), strict=True
         ):
-            matches = self.matcher(class_logits, mask_logits, targets, draw)
             mask_loss, dice_loss = self._mask_losses(mask_logits, targets, matches, draw)
             losses[f"loss_ce{suffix}"] = self.class_weight * self._class_loss(class_logits, targets, matches)
             losses[f"loss_mask{suffix}"] = self.mask_weight * mask_loss / num_masks

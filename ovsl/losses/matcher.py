@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from ovsl.losses.points import Draw, point_sample
 from ovsl.losses.targets import MaskTargets
+from ovsl.losses.transfer import send
 
 
 @dataclass(frozen=True)
@@ -57,36 +59,39 @@ class HungarianMatcher:
 
     @torch.no_grad()
     def __call__(
-        self, class_logits: Tensor, mask_logits: Tensor, targets: MaskTargets, draw: Draw = torch.rand
-    ) -> Matches:
-        """Match the queries of a batch.
+        self, levels: Sequence[tuple[Tensor, Tensor]], targets: MaskTargets, draw: Draw = torch.rand
+    ) -> list[Matches]:
+        """Match the queries of a batch, at every level on its own.
 
         Args:
-            class_logits: `(B, Q, C + 1)`.
-            mask_logits: `(B, Q, h, w)`.
+            levels: `class_logits (B, Q, C + 1)` and `mask_logits (B, Q, h, w)` of each.
             targets: The batch's masks.
-            draw: Source of the points; called once, for `(B, P, 2)`.
+            draw: Source of the points; called once for each level, for `(B, P, 2)`.
+
+        Returns:
+            One for each level.
 
         Raises:
             FloatingPointError: The predictions hold NaN or infinity.
         """
-        with torch.autocast(class_logits.device.type, enabled=False):
-            points = draw(len(mask_logits), self.num_points, 2, device=mask_logits.device)
-            cost = self._costs(class_logits.float(), mask_logits.float(), targets, points)
-        tables = cost.cpu().numpy()  # the only transfer, for the whole batch
+        device = targets.labels.device
+        with torch.autocast(device.type, enabled=False):
+            costs = [
+                self._costs(
+                    class_logits.float(),
+                    mask_logits.float(),
+                    targets,
+                    draw(len(mask_logits), self.num_points, 2, device=device),
+                )
+                for class_logits, mask_logits in levels
+            ]
+        tables = torch.stack(costs).cpu().numpy()  # the only transfer, for all levels and images
         if not np.isfinite(tables).all():
             raise FloatingPointError(
                 "The predictions are no longer finite; lower the learning rate or use bf16 or fp32."
             )
-        images, queries, masks, first = [], [], [], 0
-        for image, (table, count) in enumerate(zip(tables, targets.counts, strict=True)):
-            query, rank = linear_sum_assignment(table[:, :count])
-            images.append(np.full(len(query), image))
-            queries.append(query)
-            masks.append(rank + first)
-            first += count
-        pairs = np.stack([np.concatenate(part) for part in (images, queries, masks)]).astype(np.int64)
-        return Matches(*torch.from_numpy(pairs).to(mask_logits.device))
+        pairs = send(np.stack([_pairs(level, targets.counts) for level in tables]), device)
+        return [Matches(*level) for level in pairs]
 
     def _costs(self, class_logits: Tensor, mask_logits: Tensor, targets: MaskTargets, points: Tensor) -> Tensor:
         """Cost of every query with every mask of its image, `(B, Q, G)` with G the largest count."""
@@ -111,3 +116,15 @@ class HungarianMatcher:
             + self.mask_weight * mask_cost / self.num_points
             + self.dice_weight * dice_cost
         )
+
+
+def _pairs(tables: np.ndarray, counts: Sequence[int]) -> np.ndarray:
+    """Solve the assignments of the images of one level; rows image, query and target: int64 `(3, M)`."""
+    images, queries, masks, first = [], [], [], 0
+    for image, (table, count) in enumerate(zip(tables, counts, strict=True)):
+        query, rank = linear_sum_assignment(table[:, :count])
+        images.append(np.full(len(query), image))
+        queries.append(query)
+        masks.append(rank + first)
+        first += count
+    return np.stack([np.concatenate(part) for part in (images, queries, masks)]).astype(np.int64)

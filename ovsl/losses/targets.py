@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ovsl.losses.transfer import send
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,10 @@ class MaskTargets:
         inside = (semantic >= 0) & (semantic < num_classes)
         classes = torch.where(inside, semantic, num_classes).flatten(1)
         present = torch.zeros(len(semantic), num_classes + 1, dtype=torch.bool, device=semantic.device)
-        present = present.scatter_(1, classes, True)[:, :num_classes]
-        image, labels = present.nonzero(as_tuple=True)
-        return cls(labels, semantic[image] == labels[:, None, None], tuple(present.sum(1).tolist()))
+        # The host has to know how many masks there are: the only wait.
+        found = present.scatter_(1, classes, True)[:, :num_classes].cpu().numpy()
+        image, labels = send(np.stack(found.nonzero()), semantic.device)
+        return cls(labels, semantic[image] == labels[:, None, None], tuple(found.sum(1).tolist()))
 
     @classmethod
     def from_segments(cls, segment_ids: Tensor, classes: Sequence[Tensor]) -> MaskTargets:
@@ -46,13 +51,14 @@ class MaskTargets:
             segment_ids: Integers `(B, H, W)`: 0 where there is no segment, else 1..N of the image.
             classes: For each image the class of its segments, int64 `(N,)`.
         """
-        counts = torch.tensor([len(image) for image in classes], device=segment_ids.device)
-        first, total = counts.cumsum(0) - counts, sum(len(image) for image in classes)
+        counts = [len(image) for image in classes]
+        total = sum(counts)
+        before = send(np.cumsum([-1, *counts])[:-1], segment_ids.device)
         # Every pixel marks the mask it belongs to; those of no segment mark one more, which is cut off.
-        place = torch.where(segment_ids > 0, segment_ids + (first - 1)[:, None, None], total)
+        place = torch.where(segment_ids > 0, segment_ids + before[:, None, None], total)
         masks = torch.zeros(total + 1, *segment_ids.shape[1:], dtype=torch.bool, device=segment_ids.device)
         masks.scatter_(0, place, True)
-        return cls(torch.cat(list(classes)), masks[:total], tuple(len(image) for image in classes))
+        return cls(torch.cat(list(classes)), masks[:total], tuple(counts))
 
     def select(self, keep: Tensor) -> MaskTargets:
         """Keep only some masks.
@@ -60,13 +66,17 @@ class MaskTargets:
         Args:
             keep: bool `(N,)`.
         """
-        counts = torch.bincount(self.slots[0][keep], minlength=len(self.counts))
-        return MaskTargets(self.labels[keep], self.masks[keep], tuple(counts.tolist()))
+        kept = keep.cpu().numpy().nonzero()[0]  # a wait, as for every number of masks
+        image = np.repeat(np.arange(len(self.counts)), self.counts)[kept]
+        place = send(kept, keep.device)
+        counts = np.bincount(image, minlength=len(self.counts))
+        return MaskTargets(self.labels[place], self.masks[place], tuple(counts.tolist()))
 
-    @property
+    @cached_property
     def slots(self) -> tuple[Tensor, Tensor]:
         """Image of each mask and its rank within the image, both int64 `(N,)`."""
-        counts = torch.tensor(self.counts, dtype=torch.int64, device=self.labels.device)
-        image = torch.repeat_interleave(counts, output_size=len(self.labels))
-        first = counts.cumsum(0) - counts
-        return image, torch.arange(len(self.labels), device=image.device) - first[image]
+        counts = np.array(self.counts, np.int64)
+        image = np.repeat(np.arange(len(counts)), counts)
+        rank = np.arange(len(image)) - (counts.cumsum() - counts)[image]
+        images, ranks = send(np.stack([image, rank]), self.labels.device)
+        return images, ranks

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 
 from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
 from ovsl.data import EvaluationTransform
@@ -150,6 +150,10 @@ class SegmentationModule(EvaluatedModule):
         """
         return self(images, text, *regions)
 
+    def networks(self) -> Iterable[nn.Module]:
+        """Give the modules that `ovsl.callbacks.Execution` compiles; all of the method where it has no `network`."""
+        yield getattr(self, "network", self)
+
     def use_own_words(self) -> None:
         """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""
         if not self._synonyms_given:
@@ -210,12 +214,20 @@ class SegmentationModule(EvaluatedModule):
         torch.manual_seed(sample_seed(self.data.seed, self.data.position, self.global_rank))
 
     def training_step(self, batch: TrainingBatch, batch_index: int) -> Tensor:
-        """Sum the losses of a batch."""
+        """Sum the losses of a batch; log them every `trainer.log_every_n_steps` steps."""
         losses = self.losses(batch)
         total = torch.stack(list(losses.weighted.values())).sum()
-        batch_size = len(batch["id"])
-        self.log("train/loss", total, prog_bar=True, batch_size=batch_size)
-        self.log("train/learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=batch_size)
-        logged = {f"train/{name}": value for name, value in {**losses.weighted, **losses.figures}.items()}
-        self.log_dict(logged, batch_size=batch_size)
+        trainer: Any = self.trainer
+        if batch_index == 0 or (self.global_step + 1) % trainer.log_every_n_steps == 0 or trainer.should_stop:
+            self._log_losses(total, losses, len(batch["id"]))
         return total
+
+    def _log_losses(self, total: Tensor, losses: Losses, batch_size: int) -> None:
+        figures = {"loss": total, **losses.weighted, **losses.figures}
+        # One transfer for all of them. From here on they are numbers of the host: the progress bar reads what was
+        # logged last in every step.
+        values = torch.stack([figure.detach().float() for figure in figures.values()]).cpu().unbind()
+        rate = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        logged = {f"train/{name}": value for name, value in zip(figures, values, strict=True)}
+        self.log("train/loss", logged.pop("train/loss"), prog_bar=True, batch_size=batch_size)
+        self.log_dict(logged | {"train/learning_rate": rate}, batch_size=batch_size)

@@ -330,5 +330,6 @@ def test_shipped_configurations_build_a_data_module(config, tmp_path, monkeypatc
         batch = next(iter(data.train_dataloader()))
         assert batch["image"].shape == (16, 3, 128, 128)
         assert batch["image"].is_contiguous()
-        assert (batch["image"].dtype, batch["semantic"].dtype) == (torch.uint8, torch.int64)
+        assert (batch["image"].dtype, batch["semantic"].dtype) == (torch.uint8, torch.uint8)
+        assert data.on_after_batch_transfer(batch, 0)["semantic"].dtype == torch.int64
         assert [len(loader) for loader in data.val_dataloader() + data.test_dataloader()] == [100, 200]

@@ -96,9 +96,9 @@ def test_segments_stay_on_their_classes_through_augmentation(category_max_ratio,
         batch = batches[position]
         targets = MaskTargets.from_segments(batch["segment_ids"], batch["segment_classes"])
         image, _ = targets.slots
-        semantic = batch["semantic"][image]
+        semantic = batch["semantic"].long()[image]
         assert (semantic == targets.labels[:, None, None])[targets.masks].all()
-        covered = torch.zeros_like(batch["semantic"]).index_add_(0, image, targets.masks.long())
+        covered = torch.zeros_like(batch["semantic"], dtype=torch.int64).index_add_(0, image, targets.masks.long())
         assert torch.equal(covered, (batch["semantic"] != 255).long()), "every pixel of the scene is in one segment"
         empty += int((~targets.masks.flatten(1).any(1)).sum())
     assert (empty > 0) == (size == (64, 64)), "a small crop cuts segments away; they keep their place"

@@ -145,13 +145,16 @@ def vocabulary_of(classes: list[str], things: list[int]) -> Vocabulary:
 
 def recorded_draws(io: dict[str, Tensor], num_levels: int, num_images: int, num_points: int) -> ReplayedDraws:
     """The recorded draws in the order in which the criterion asks for them."""
-    draws = []
-    for name in ["final", *(f"aux{i}" for i in range(num_levels - 1))]:
-        # The matching points of an image without targets match nothing, and may be left out.
-        unused = torch.zeros(1, num_points, 2)
-        draws.append(torch.cat([io.get(f"train/rand/{name}/match_{i}", unused) for i in range(num_images)]))
-        draws += [io.get(f"train/rand/{name}/{kind}", torch.zeros(0)) for kind in ("oversample", "random")]
-    return ReplayedDraws(draws)
+    names = ["final", *(f"aux{i}" for i in range(num_levels - 1))]
+    # The matching points of an image without targets match nothing, and may be left out.
+    unused = torch.zeros(1, num_points, 2)
+    matching = [
+        torch.cat([io.get(f"train/rand/{name}/match_{i}", unused) for i in range(num_images)]) for name in names
+    ]
+    kinds = ("oversample", "random")
+    return ReplayedDraws(
+        [*matching, *(io.get(f"train/rand/{name}/{kind}", torch.zeros(0)) for name in names for kind in kinds)]
+    )
 
 
 def compute(case: Case) -> dict[str, Tensor]:
@@ -400,8 +403,8 @@ def spy(module: FCCLIP) -> tuple[list[Any], list[Tensor]]:
     matcher, sampler = module.criterion.matcher, mask_set.uncertain_points
 
     def match(*args: Any) -> Any:
-        matches.append(matcher(*args))
-        return matches[-1]
+        matches.extend(found := matcher(*args))
+        return found
 
     def sample(*args: Any) -> Tensor:
         points.append(sampler(*args))

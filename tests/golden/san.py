@@ -260,7 +260,8 @@ def train(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor]:
 
     def recording_criterion(levels: Any, targets: MaskTargets) -> dict[str, Tensor]:
         seen.update(levels=levels, targets=targets)
-        replayed = ReplayedDraws([draw for name in names for draw in draws[name]])
+        matching, sampling = [draws[name][:1] for name in names], [draws[name][1:] for name in names]
+        replayed = ReplayedDraws([draw for level in (*matching, *sampling) for draw in level])
         losses = criterion(levels, targets, replayed)
         assert not replayed.draws
         return losses
@@ -268,8 +269,8 @@ def train(module: SAN, case: Case, io: dict[str, Tensor]) -> dict[str, Tensor]:
     matcher = criterion.matcher
 
     def recording_matcher(*args: Any) -> Any:
-        matched.append(matcher(*args))
-        return matched[-1]
+        matched.extend(found := matcher(*args))
+        return found
 
     criterion.matcher, module.criterion = recording_matcher, recording_criterion
     losses = module.losses(batch).weighted

@@ -170,9 +170,9 @@ def test_no_stale_text_after_a_checkpoint_was_loaded() -> None:
 
 def test_the_text_tower_runs_once_a_step_for_the_fed_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     module, seen = build(), []
-    encode = TrainedTextClassifier.encode
+    run_tower = TrainedTextClassifier.run_tower
     monkeypatch.setattr(
-        TrainedTextClassifier, "encode", lambda self, tokens: seen.append(len(tokens)) or encode(self, tokens)
+        TrainedTextClassifier, "run_tower", lambda self, tokens: seen.append(len(tokens)) or run_tower(self, tokens)
     )
     for seed in range(2):
         step(module, seed=seed)

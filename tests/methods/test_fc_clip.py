@@ -14,6 +14,7 @@ from ovsl.methods.fc_clip.official import convert as convert_official
 from ovsl.methods.no_object import merge_names
 from ovsl.runs.record import saved_state
 from ovsl.vocabulary import Vocabulary
+from tests.waits import Waits
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 RESNET = {"embed_dim": 16, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}}
@@ -67,6 +68,33 @@ def test_every_prediction_is_supervised() -> None:
     assert set(module.losses(batch()).weighted) == {
         f"loss_{kind}{s}" for kind in ("ce", "mask", "dice") for s in suffixes
     }
+
+
+@pytest.mark.parametrize("panoptic", [False, True])
+def test_on_an_accelerator_the_losses_wait_at_most_twice(panoptic: bool) -> None:
+    """Once to know the number of masks, once for the costs of all levels and images."""
+    module, data = build(), batch(unseen=1)
+    module.training_vocabulary = replace(VOCABULARY, seen=(True, False, True, True))
+    if panoptic:
+        ids = torch.ones(2, 50, 70, dtype=torch.int32)
+        ids[:, :20] = 2
+        data |= {"segment_ids": ids, "segment_classes": [torch.tensor([0, 2]), torch.tensor([1, 2])]}
+    module.losses(data)  # embeds the words
+    with Waits() as waits:
+        losses = module.losses(data).weighted
+    assert len(losses) == 9
+    assert [place.split(":")[0] for place in waits.places] == ["cpu in losses/targets.py", "cpu in losses/matcher.py"]
+
+
+def test_inner_masks_are_those_of_the_resized_features() -> None:
+    """Attention alone reads the inner masks of inference; brought to its size, features give the same cells."""
+    torch.manual_seed(0)
+    decoder = build().network.mask_decoder.double()
+    features = torch.randn(2, 32, 24, 40, dtype=torch.float64)
+    levels = [torch.randn(2, 32, 24 // stride, 40 // stride, dtype=torch.float64) for stride in (8, 4, 2)]
+    (one,), all_of_them = (decoder(features, levels, auxiliary) for auxiliary in (False, True))
+    assert len(all_of_them) == 3
+    torch.testing.assert_close(one, all_of_them[-1], atol=1e-10, rtol=1e-8)
 
 
 def test_labels_of_unseen_classes_do_not_reach_the_loss() -> None:

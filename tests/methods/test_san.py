@@ -79,6 +79,38 @@ def test_shared_recognition_equals_the_literal_form(heads, layers):
     torch.testing.assert_close(results[0], results[1], atol=1e-10, rtol=1e-8)
 
 
+@pytest.mark.parametrize("options", [{}, {"bias_heads": 1}, {"bias_layers": 2}, {"rescale_bias": False}])
+def test_folded_biases_equal_the_literal_form(options):
+    """The last layer of the bias MLP on the queries' side of the product; gradients too."""
+    decoder = build(**options).network.mask_decoder.double()
+    for parameter in decoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.randn(2, 5 + 3 * 4, 12, dtype=torch.float64, requires_grad=True)
+    results = []
+    for literal in (True, False):
+        masks, biases = decoder(tokens, (3, 4), literal)
+        total = (biases * torch.arange(biases.numel()).cos().view_as(biases)).sum() + masks.square().sum()
+        gradients = torch.autograd.grad(total, [tokens, *decoder.parameters()])
+        results.append((masks, biases, gradients))
+    torch.testing.assert_close(*results, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("recognition", ["shared", "literal"])
+def test_recomputed_activations_give_the_same_gradients(recognition):
+    results = []
+    for again in (False, True):
+        module = build(recognition=recognition, checkpoint_activations=again)
+        kept = []
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            total = torch.stack(list(module.losses(batch()).weighted.values())).sum()
+        total.backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+        results.append((total, gradients, sum(kept)))
+    torch.testing.assert_close(results[0][:2], results[1][:2], atol=1e-6, rtol=1e-5)
+    assert results[1][2] < 0.8 * results[0][2]
+
+
 @pytest.mark.parametrize("options", [{"bias_heads": 1}, {"bias_layers": 2}, {"rescale_bias": False}])
 def test_decoder_options_train_all_that_they_have(options):
     module = build(**options)

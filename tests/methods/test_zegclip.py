@@ -48,6 +48,20 @@ def scores(module: ZegCLIP, images: Tensor, **options: Any) -> Tensor:
     return module(images, text(module)).semantic_scores((images.shape[-2], images.shape[-1]), **options)
 
 
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    results = []
+    for again in (False, True):
+        module, kept = build(checkpoint_activations=again), []
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.nbytes) or t, lambda t: t):
+            total = torch.stack(list(module.losses(batch(32)).weighted.values())).sum()
+        total.backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        results.append((total, gradients, sum(kept)))
+    torch.testing.assert_close(results[0][:2], results[1][:2])
+    assert results[1][2] < 0.9 * results[0][2]
+
+
 def test_training_changes_prompts_and_decoder_and_leaves_the_clip_bit_identical() -> None:
     module = build()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}

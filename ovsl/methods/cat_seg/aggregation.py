@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ovsl.errors import InputError
+from ovsl.layers import recompute
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,6 @@ class Chunks:
         for index, chunk in enumerate(chunks[1:], start=1):
             found[:, index * size : (index + 1) * size] = function(chunk)
         return found
-
-
-def recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """Call a function of which the gradient keeps the inputs alone; nothing in the network draws random numbers."""
-    found: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return found
 
 
 class GuidedLinear(nn.Linear):

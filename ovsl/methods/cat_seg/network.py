@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.clip.blocks import run_block
+from ovsl.clip.blocks import block_runner
 from ovsl.clip.image_tower import ViTTower
 from ovsl.layers.score_map import score_map
-from ovsl.methods.cat_seg.aggregation import AggregatorLayer, Chunks, recompute
+from ovsl.methods.cat_seg.aggregation import AggregatorLayer, Chunks
 from ovsl.methods.cat_seg.decoder import UpsamplingBlock
 
 NOT_SELECTED = -100.0
@@ -129,12 +128,9 @@ def encode_images(
     tokens, grid = tower.stem(images)
     *blocks, last = tower.blocks
     kept = {}
+    run = block_runner(keep_inputs_only)
     for index, block in enumerate(blocks):
-        if keep_inputs_only and torch.is_grad_enabled():
-            tokens = recompute(run_block, block, tokens)
-        else:
-            tokens = run_block(block, tokens)
-        kept[index] = tokens
+        kept[index] = tokens = run(block, tokens)
     kept[len(blocks)] = tokens = run_class_residual_block(last, tokens, as_released)
     guidance = [kept[index][:, 1:].transpose(1, 2).unflatten(2, grid) for index in guidance_blocks]
     return ImageFeatures(tower.project_patches(tokens, grid), guidance)

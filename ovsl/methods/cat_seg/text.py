@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ovsl.clip import FrozenCLIP, SynonymRule, TextClassifier, TextEmbeddings
-from ovsl.methods.cat_seg.aggregation import recompute
+from ovsl.layers import recompute
 from ovsl.vocabulary import ClassNames, Vocabulary
 
 
@@ -36,6 +36,7 @@ class TrainedTextClassifier(TextClassifier):
         super().__init__(clip, templates, synonyms, class_names)
         self.keep_tokens_only = keep_tokens_only
         self._weights_of_cache: list[Tensor] = []
+        self._tokens: dict[tuple[tuple[str, ...], ...], Tensor] = {}
 
     def __call__(self, vocabulary: Vocabulary) -> TextEmbeddings:
         """Embed a vocabulary; see `TextClassifier`.
@@ -46,7 +47,7 @@ class TrainedTextClassifier(TextClassifier):
         trained = [p for n, p in self.clip.model.named_parameters() if p.requires_grad and not n.startswith("visual.")]
         if trained and torch.is_grad_enabled():
             names = self.names(vocabulary)
-            return self._average(self.encode(self.clip.tokenize(self.prompts(names))), names)
+            return self._average(self.run_tower(self.tokens(names)), names)
         # Compared by value: fused optimisers write to a tensor without raising its version.
         same = len(trained) == len(self._weights_of_cache) and all(
             own.device == kept.device and torch.equal(own, kept)
@@ -65,10 +66,13 @@ class TrainedTextClassifier(TextClassifier):
         shown = self.class_names.of(vocabulary)
         return tuple(shown.get(name, (name.split(", ")[0],)) for name in vocabulary.classes)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Encode prompts with gradient: int64 `(N, context_length)` -> `(N, D)`, not normalised."""
-        # The tower is causal and read at the end token: nothing behind the longest prompt has an influence.
-        return self.run_tower(tokens[:, : int(tokens.argmax(dim=1).max()) + 1])
+    def tokens(self, names: tuple[tuple[str, ...], ...]) -> Tensor:
+        """Tokens of all prompts of these classes, as long as the longest, int64 `(N, L)`; kept between steps."""
+        if names not in self._tokens or self._tokens[names].device != self.clip.mean.device:
+            tokens = self.clip.tokenize(self.prompts(names))
+            # The tower is causal and read at the end token: nothing behind the longest prompt has an influence.
+            self._tokens[names] = tokens[:, : int(tokens.argmax(dim=1).max()) + 1]
+        return self._tokens[names]
 
     def run_tower(self, tokens: Tensor, chunk_size: int = 128) -> Tensor:
         """Encode prompts of any length, of which `chunk_size` are recomputed together: int64 `(N, L)` -> `(N, D)`."""

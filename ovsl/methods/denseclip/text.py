@@ -99,7 +99,9 @@ class ContextTextClassifier:
                         f"{self.name_length - 2}; shorten it, or raise model.name_length."
                     )
             self._tokens[names] = tokens[:, : self.name_length]
-        return self._tokens[names].to(device)
+        if self._tokens[names].device != device:
+            self._tokens[names] = self._tokens[names].to(device)
+        return self._tokens[names]
 
     def _embed(self, tokens: Tensor) -> TextEmbeddings:
         vectors = self.contexts(self.clip.text, tokens)

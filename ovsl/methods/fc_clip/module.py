@@ -131,6 +131,10 @@ class FCCLIP(SegmentationModule):
         padded = pad_to_multiple(self.clip.normalize(images), STRIDE)
         return self.network(self.backbone_features(padded), text.vectors, auxiliary=True)
 
+    def networks(self) -> Iterable[nn.Module]:
+        """Give the decoders and the stages of the frozen tower."""
+        yield from (self.network, *self.tower.stages)
+
     def ensemble(
         self,
         coarsest: Tensor,

@@ -137,12 +137,11 @@ class FCCLIPNetwork(nn.Module):
             auxiliary: Also give the predictions before the last layer, which training supervises.
         """
         mask_features, levels = self.pixel_decoder(features)
-        predictions = self.mask_decoder(mask_features, levels)
         *earlier, last = (
             FCCLIPOutput(
                 self.classify(self.class_head(queries, mask_features, mask_logits), text, self.logit_scale), mask_logits
             )
-            for queries, mask_logits in (predictions if auxiliary else predictions[-1:])
+            for queries, mask_logits in self.mask_decoder(mask_features, levels, auxiliary)
         )
         return last._replace(auxiliary=tuple(earlier))
 

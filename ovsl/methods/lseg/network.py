@@ -153,8 +153,9 @@ class FusionBlock(nn.Module):
         """`(B, width, h, w)`, and a level of the same size -> `(B, width, 2h, 2w)`."""
         if self.skip is not None and skip is not None:
             features = features + self.skip(skip)
-        features = functional.interpolate(self.refine(features), scale_factor=2.0, mode="bilinear", align_corners=True)
-        return self.output(features)
+        # A convolution of single cells and the interpolation may change places: first it, on a quarter of the cells.
+        features = self.output(self.refine(features))
+        return functional.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=True)
 
 
 class Decoder(nn.Module):
@@ -249,12 +250,15 @@ class LSegNetwork(nn.Module):
         """Scaled cosines `(B, K, h, w)` of features `(B, D, h, w)` and texts `(K, D)` or `(B, K, D)`."""
         dtype = torch.float16 if self.matching == "float16" else torch.float32
         # The scale is a constant in the official code too, whatever its name there says.
-        scale = torch.tensor(math.exp(math.log(LOGIT_SCALE)), dtype=dtype, device=features.device)
+        scale = torch.full((), math.exp(math.log(LOGIT_SCALE)), dtype=dtype, device=features.device)
         text = text.to(dtype)
         text = (text / text.norm(dim=-1, keepdim=True)).expand(len(features), -1, -1)
         features = features.float()
-        features = scale * (features / features.norm(dim=1, keepdim=True)).to(dtype)
-        return torch.einsum("bkd,bdhw->bkhw", text, features).float()
+        lengths = features.norm(dim=1, keepdim=True)
+        if self.matching == "float32":
+            # The products are divided, and not the features, which are larger.
+            return torch.einsum("bkd,bdhw->bkhw", text, features).float() * (scale / lengths)
+        return torch.einsum("bkd,bdhw->bkhw", text, scale * (features / lengths).to(dtype)).float()
 
     def forward(self, images: Tensor, text: Tensor) -> LSegOutput:
         """Match every pixel with texts, at the size of the input where 32 divides it.

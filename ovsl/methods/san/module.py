@@ -41,8 +41,9 @@ class SAN(SegmentationModule):
         clip_scale: Size of CLIP's input relative to the side network's; 0.7 for ViT-L/14.
         supervised_blocks: Side blocks that are decoded in training, counted from 1; evaluation decodes the last.
         rescale_bias: Whether a learned scalar factor and offset act on all attention biases.
-        recognition: `shared` runs CLIP's own tokens once and computes no attention that is cut; `literal` is the
-            published form with the same result.
+        recognition: `shared` runs CLIP's own tokens once, computes no attention that is cut, and maps queries rather
+            than pixels to the embeddings of the biases; `literal` is the published form with the same result.
+        checkpoint_activations: Keep only the inputs of all blocks in training and compute the rest twice.
         templates: Prompt template set.
         size_divisor: Images are padded at the bottom and right, with zeros after normalisation, to multiples of it.
         class_weight: Weight of the class cross entropy, in the loss and in the matching.
@@ -68,6 +69,7 @@ class SAN(SegmentationModule):
         supervised_blocks: tuple[int, ...] = (7, 8),
         rescale_bias: bool = True,
         recognition: Recognition = "shared",
+        checkpoint_activations: bool = False,
         templates: str = "vild_14",
         size_divisor: int = 32,
         class_weight: float = 2.0,
@@ -91,7 +93,9 @@ class SAN(SegmentationModule):
             **kwargs,
         )
         self.tower = self.clip.require_tower(ViTTower, "SAN")
-        self.network = SideAdapterNetwork(self.tower, sizes, clip_scale, supervised_blocks, rescale_bias, recognition)
+        self.network = SideAdapterNetwork(
+            self.tower, sizes, clip_scale, supervised_blocks, rescale_bias, recognition, checkpoint_activations
+        )
         width = self.clip.embedding_dimension
         self.no_object_embedding = nn.Parameter(torch.randn(1, width) * width**-0.5)
         self.size_divisor = size_divisor
@@ -118,6 +122,11 @@ class SAN(SegmentationModule):
     def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
         """Masks and their class probabilities; see `SegmentationModule.forward`."""
         return self.predict_masks(self.pad(self.clip.normalize(images)), text)
+
+    def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> object:
+        """Run the network in its published form, whatever `recognition` is."""
+        padded = self.pad(self.clip.normalize(images))
+        return self.network(padded, self.text_rows(text), recognition="literal")
 
     def predict_masks(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
         """Like `forward`, for images that are normalised and padded already."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import ViTTower
+from ovsl.clip.blocks import block_runner
 from ovsl.errors import InputError
 from ovsl.methods.san.recognition import pool_biases, recognize, recognize_literally
 from ovsl.methods.san.side_network import MaskDecoder, SideNetwork
@@ -83,8 +84,10 @@ class SideAdapterNetwork(nn.Module):
         clip_scale: Size of CLIP's input relative to the side network's.
         supervised_blocks: Side blocks that are decoded in training, counted from 1; evaluation decodes the last.
         rescale_bias: Whether a learned scalar factor and offset act on all biases.
-        recognition: `shared` runs CLIP's own tokens once and computes no attention that is cut; `literal` is the
-            published form with the same result.
+        recognition: `shared` computes as little as the result needs, see `recognize` and `MaskDecoder.biases`;
+            `literal` is the published form with the same result.
+        checkpoint_activations: Keep only the inputs of all blocks in training and compute the rest twice; of the
+            literal form, those of the deep blocks stay.
 
     Raises:
         InputError: Numbers of blocks or heads that do not fit the CLIP.
@@ -98,6 +101,7 @@ class SideAdapterNetwork(nn.Module):
         supervised_blocks: tuple[int, ...] = (7, 8),
         rescale_bias: bool = True,
         recognition: Recognition = "shared",
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(tower, sizes, supervised_blocks)
@@ -105,6 +109,7 @@ class SideAdapterNetwork(nn.Module):
         self.num_shallow_blocks = sizes.num_shallow_blocks
         self.clip_scale = clip_scale
         self.recognition: Recognition = recognition
+        self.checkpoint_activations = checkpoint_activations
         self.side_network = SideNetwork(
             tower.width,
             sizes.width,
@@ -115,6 +120,7 @@ class SideAdapterNetwork(nn.Module):
             sizes.num_queries,
             sizes.fusion,
             supervised_blocks,
+            checkpoint_activations,
         )
         self.mask_decoder = MaskDecoder(
             sizes.width,
@@ -131,40 +137,49 @@ class SideAdapterNetwork(nn.Module):
         # Sampled with the factor itself, not with the ratio of the rounded sizes, as published.
         return functional.interpolate(images, scale_factor=self.clip_scale, mode="bilinear", align_corners=False)
 
-    def forward(self, images: Tensor, text: Tensor, auxiliary: bool = False) -> SANOutput:
+    def forward(
+        self, images: Tensor, text: Tensor, auxiliary: bool = False, recognition: Recognition | None = None
+    ) -> SANOutput:
         """Predict masks and compare their embeddings with texts.
 
         Args:
             images: Normalised, padded `(B, 3, H, W)`.
             text: Unit text embeddings `(N, D)`, no-object among them.
             auxiliary: Decode every supervised block, for training; otherwise only the last.
+            recognition: Another form than the network's own.
         """
-        shallow = islice(self.tower.intermediate_tokens(self.clip_input(images)), self.num_shallow_blocks + 1)
+        literal = (recognition or self.recognition) == "literal"
+        run = block_runner(self.checkpoint_activations)
+        shallow = islice(self.tower.intermediate_tokens(self.clip_input(images), run), self.num_shallow_blocks + 1)
         features, (clip_grid, *_) = zip(*shallow, strict=True)
         states, grid = self.side_network(images, [tokens[:, 1:] for tokens in features], clip_grid)
         masks, biases = zip(
-            *(self.mask_decoder(tokens, grid) for tokens in (states if auxiliary else states[-1:])), strict=True
+            *(self.mask_decoder(tokens, grid, literal) for tokens in (states if auxiliary else states[-1:])),
+            strict=True,
         )
-        embeddings = self.recognize(features[-1], [pool_biases(one, clip_grid) for one in biases])
+        embeddings = self.recognize(features[-1], [pool_biases(one, clip_grid) for one in biases], literal)
         *earlier, last = (
             SANOutput(mask_logits, embedding, embedding @ text.T)
             for mask_logits, embedding in zip(masks, embeddings, strict=True)
         )
         return last._replace(auxiliary=tuple(earlier))
 
-    def recognize(self, tokens: Tensor, biases: list[Tensor]) -> list[Tensor]:
+    def recognize(self, tokens: Tensor, biases: list[Tensor], literal: bool = False) -> list[Tensor]:
         """Embed masks by CLIP's deep blocks, see `ovsl.methods.san.recognition.recognize`.
 
         Args:
             tokens: Class token and patches after the last shallow block.
             biases: Pooled biases of each decoded state.
+            literal: Whether to do it as published, see `recognize_literally`.
 
         Returns:
             For each state unit vectors `(B, Q, D)`.
         """
-        if self.recognition == "literal":
+        if literal:
             return [recognize_literally(self.tower, tokens, one, self.num_shallow_blocks) for one in biases]
-        joined = recognize(self.tower, tokens, torch.cat(biases, dim=3), self.num_shallow_blocks)
+        joined = recognize(
+            self.tower, tokens, torch.cat(biases, dim=3), self.num_shallow_blocks, self.checkpoint_activations
+        )
         return list(joined.chunk(len(biases), dim=1))
 
 

@@ -5,6 +5,8 @@ The CLIP vision transformer is handed in at every call.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
@@ -12,7 +14,7 @@ from torch.nn import functional
 
 from ovsl.clip import ViTTower
 from ovsl.clip.blocks import run_block
-from ovsl.layers import attend
+from ovsl.layers import attend, recompute
 
 
 def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -29,7 +31,9 @@ def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
     return pooled.flatten(2).unflatten(0, biases.shape[:3])
 
 
-def recognize(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_blocks: int) -> Tensor:
+def recognize(
+    tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_blocks: int, checkpoint_activations: bool = False
+) -> Tensor:
     """Classify masks with CLIP's deep blocks and biased copies of its class token (section 3.3 of the paper).
 
     Each query gets a copy of the class token (SLS token) that attends to itself and, with its biases, to the patches.
@@ -41,10 +45,12 @@ def recognize(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_block
         tokens: Class token and patches after the last shallow block, `(B, 1 + N, clip_width)`.
         biases: Pooled biases `(layers, B, heads or 1, Q, N)`, with one layer for all deep blocks or one for each.
         num_shallow_blocks: Blocks that `tokens` have been through.
+        checkpoint_activations: Keep only the inputs of blocks for the gradient.
 
     Returns:
         Unit vectors `(B, Q, D)`.
     """
+    run = partial(recompute, _deep_block) if checkpoint_activations and torch.is_grad_enabled() else _deep_block
     num_queries = biases.shape[3]
     # Columns of the SLS tokens, of which each sees only its own, and of the class token, which none sees.
     own = torch.eye(num_queries, num_queries + 1, dtype=torch.bool, device=biases.device)
@@ -53,8 +59,8 @@ def recognize(tower: ViTTower, tokens: Tensor, biases: Tensor, num_shallow_block
     slots = tokens[:, :1].expand(-1, num_queries, -1)
     *deep, last = tower.blocks[num_shallow_blocks:]
     for block, mask in zip(deep, masks[:-1] if len(masks) > 1 else [masks[0]] * len(deep), strict=True):
-        slots, tokens = _deep_block(block, slots, tokens, mask)
-    slots, _ = _deep_block(last, slots, tokens, masks[-1], slots_only=True)
+        slots, tokens = run(block, slots, tokens, mask)
+    slots, _ = run(last, slots, tokens, masks[-1], True)
     return _embed(tower, slots)
 
 

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.layers import MLP
+from ovsl.layers import MLP, recompute
 
 
 class Fusion(nn.Module):
@@ -60,6 +60,7 @@ class SideNetwork(nn.Module):
         fusion: CLIP features that enter, keyed by the place where they do: `{side block: CLIP block}`; 0 stands
             before the first block.
         supervised_blocks: Blocks whose output is decoded, counted from 1.
+        checkpoint_activations: Keep only the inputs of blocks in training and compute the rest twice.
     """
 
     def __init__(
@@ -73,10 +74,12 @@ class SideNetwork(nn.Module):
         num_queries: int,
         fusion: Mapping[int, int],
         supervised_blocks: Sequence[int],
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.fusion = dict(fusion)
         self.supervised_blocks = tuple(supervised_blocks)
+        self.checkpoint_activations = checkpoint_activations
         self.learned_grid = (image_size // patch_size, image_size // patch_size)
         self.patch_embedding = nn.Conv2d(3, width, patch_size, patch_size)
         self.position_embedding = nn.Parameter(torch.empty(1, self.learned_grid[0] ** 2, width))
@@ -129,8 +132,10 @@ class SideNetwork(nn.Module):
         tokens = torch.cat([self.query_embedding.expand(batch, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
         tokens = self._fuse(0, tokens + positions, clip_features, clip_grid, grid)
         states = []
+        again = self.checkpoint_activations and torch.is_grad_enabled()
         for number, block in enumerate(self.blocks, start=1):
-            tokens = self._fuse(number, block(tokens), clip_features, clip_grid, grid)
+            tokens = recompute(block, tokens) if again else block(tokens)
+            tokens = self._fuse(number, tokens, clip_features, clip_grid, grid)
             if number in self.supervised_blocks:
                 states.append(tokens)
             tokens = tokens + positions
@@ -180,12 +185,13 @@ class MaskDecoder(nn.Module):
         self.bias_mlp = MLP(*hidden, embedding_dimension * bias_heads * bias_layers)
         self.bias_scaling = nn.Linear(1, 1) if rescale_bias else None
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, grid: tuple[int, int], literal: bool = False) -> tuple[Tensor, Tensor]:
         """Decode.
 
         Args:
             tokens: `(B, Q + h*w, width)`, queries first.
             grid: `(h, w)`.
+            literal: Compute the biases as published, see `literal_biases`.
 
         Returns:
             `mask_logits (B, Q, h, w)` and attention biases `(layers, B, heads, Q, h, w)`.
@@ -194,8 +200,40 @@ class MaskDecoder(nn.Module):
         queries = self.query_mlp(tokens[:, :num_queries])
         pixels = tokens[:, num_queries:]
         mask_logits = torch.einsum("bqc,bnc->bqn", queries, self.pixel_mlp(pixels)).unflatten(2, grid)
+        biases = (self.literal_biases if literal else self.biases)(queries, pixels)
+        return mask_logits, biases.unflatten(4, grid)
+
+    def biases(self, queries: Tensor, pixels: Tensor) -> Tensor:
+        """Compare queries with pixels, the last layer of the bias MLP applied to the queries.
+
+        That layer is linear, so it may stand on either side of the product; pixels are many more than queries.
+
+        Args:
+            queries: `(B, Q, embedding_dimension)`.
+            pixels: `(B, N, width)`.
+
+        Returns:
+            `(layers, B, heads, Q, N)`.
+        """
+        *layers, last = self.bias_mlp
+        for layer in layers:
+            pixels = layer(pixels)
+        maps = (self.bias_layers, self.bias_heads, -1)
+        folded = torch.einsum("bqc,lhck->blhqk", queries, last.weight.unflatten(0, maps))
+        offsets = torch.einsum("bqc,lhc->blhq", queries, last.bias.unflatten(0, maps))
+        if self.bias_scaling is not None:
+            scale = self.bias_scaling.weight.squeeze()
+            folded, offsets = folded * scale, offsets * scale + self.bias_scaling.bias
+        biases = torch.baddbmm(offsets.flatten(1).unsqueeze(2), folded.flatten(1, 3), pixels.transpose(1, 2))
+        return biases.unflatten(1, offsets.shape[1:]).transpose(0, 1)
+
+    def literal_biases(self, queries: Tensor, pixels: Tensor) -> Tensor:
+        """Do the same as published: every pixel has an embedding for each layer and head.
+
+        Kept as the reference that `biases` is compared with, and for counting operations as the paper does.
+        """
         keys = self.bias_mlp(pixels).unflatten(2, (self.bias_layers, self.bias_heads, -1))
         biases = torch.einsum("bqc,bnlhc->lbhqn", queries, keys)
         if self.bias_scaling is not None:
             biases = biases * self.bias_scaling.weight.squeeze() + self.bias_scaling.bias
-        return mask_logits, biases.unflatten(4, grid)
+        return biases

@@ -53,6 +53,7 @@ class ZegCLIP(SegmentationModule):
         normalization: `imagenet` mean and standard deviation, as published, or those of the `clip`.
         repeat_class_embedding: Add the class embedding of the tower twice, as the official code does.
         position_mode: Interpolation of position embeddings.
+        checkpoint_activations: Keep only the inputs of CLIP's blocks in training and compute the rest twice.
         round_text: Round text embeddings to half precision, in which the official ones are stored.
         templates: `single` for VOC, `zegclip_15` for COCO-Stuff and PASCAL Context.
         inference: Windows of the published tables, on images whose short side is 512.
@@ -75,6 +76,7 @@ class ZegCLIP(SegmentationModule):
         normalization: Literal["imagenet", "clip"] = "imagenet",
         repeat_class_embedding: bool = True,
         position_mode: Literal["bilinear", "bicubic"] = "bilinear",
+        checkpoint_activations: bool = False,
         round_text: bool = True,
         templates: str = "single",
         inference: Inference = SlidingWindow(crop_size=512, stride=426),
@@ -94,6 +96,7 @@ class ZegCLIP(SegmentationModule):
             relationship_descriptor,
             repeat_class_embedding,
             position_mode,
+            checkpoint_activations,
         )
         imagenet = ImageNormalization(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         self.normalize = imagenet if normalization == "imagenet" else self.clip.normalize

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import ViTTower
-from ovsl.clip.blocks import run_block
+from ovsl.clip.blocks import block_runner
 from ovsl.errors import InputError
 from ovsl.layers import PositionMode, attend
 
@@ -66,6 +66,7 @@ class PromptedEncoder(nn.Module):
         repeat_class_embedding: Add the class embedding twice, as the official code does; its prompts were trained
             with it.
         position_mode: Interpolation of the position embeddings.
+        checkpoint_activations: Keep only the inputs of CLIP's blocks in training and compute the rest twice.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class PromptedEncoder(nn.Module):
         dropout: float = 0.1,
         repeat_class_embedding: bool = True,
         position_mode: PositionMode = "bilinear",
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         self.tower = tower
@@ -84,6 +86,7 @@ class PromptedEncoder(nn.Module):
         self.first_block = max(tower.num_layers + deep_layers, 0) if deep_layers < 0 else 0
         self.repeat_class_embedding = repeat_class_embedding
         self.position_mode: PositionMode = position_mode
+        self.checkpoint_activations = checkpoint_activations
         if num_prompts == 0:
             return
         width = tower.width
@@ -105,12 +108,9 @@ class PromptedEncoder(nn.Module):
 
     def prompts(self) -> Tensor:
         """Projected prompts `(P, M, W)`, one entry for each of the P blocks that gets new ones."""
-        embeddings: list[Tensor] = []
-        if self.deep_layers >= 0:
-            embeddings.append(self.prompt_embeddings)
-        if self.deep_layers != 0:
-            embeddings.append(self.deep_prompt_embeddings)
-        return self.prompt_proj(torch.cat(embeddings))
+        first = [self.prompt_embeddings] if self.deep_layers >= 0 else []
+        deep = [self.deep_prompt_embeddings] if self.deep_layers != 0 else []
+        return self.prompt_proj(torch.cat([*first, *deep]))
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens that enter the first block, prompts left out; see `ovsl.clip.ViTTower.stem`."""
@@ -125,13 +125,14 @@ class PromptedEncoder(nn.Module):
         batch, num_patches = tokens.shape[0], tokens.shape[1] - 1
         # Dropout is drawn for each image, so it comes after the expansion over the batch.
         prompts = self.prompt_dropout(self.prompts()[:, None].expand(-1, batch, -1, -1)) if self.num_prompts else ()
+        run = block_runner(self.checkpoint_activations)
         for index, block in enumerate(self.tower.blocks):
             row = index - self.first_block
             if 0 <= row < len(prompts):
                 tokens = torch.cat([tokens[:, :1], prompts[row], tokens[:, -num_patches:]], dim=1)
             elif row == len(prompts) and self.deep_layers != 0:
                 tokens = torch.cat([tokens[:, :1], tokens[:, -num_patches:]], dim=1)
-            tokens = run_block(block, tokens)
+            tokens = run(block, tokens)
             yield tokens
 
     def project(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -301,6 +302,7 @@ class ZegCLIPNetwork(nn.Module):
         relationship_descriptor: See `AttentionToMaskDecoder`.
         repeat_class_embedding: See `PromptedEncoder`.
         position_mode: See `PromptedEncoder`.
+        checkpoint_activations: See `PromptedEncoder`.
 
     Raises:
         InputError: Sizes that do not fit the CLIP.
@@ -315,6 +317,7 @@ class ZegCLIPNetwork(nn.Module):
         relationship_descriptor: bool = True,
         repeat_class_embedding: bool = True,
         position_mode: PositionMode = "bilinear",
+        checkpoint_activations: bool = False,
     ) -> None:
         super().__init__()
         blocks, deep = tower.num_layers, sizes.deep_prompt_layers
@@ -330,7 +333,9 @@ class ZegCLIPNetwork(nn.Module):
                 f"sizes.num_heads is {sizes.num_heads}, which does not divide CLIP's embedding size "
                 f"{embedding_dimension}."
             )
-        self.encoder = PromptedEncoder(tower, sizes.num_prompts, deep, dropout, repeat_class_embedding, position_mode)
+        self.encoder = PromptedEncoder(
+            tower, sizes.num_prompts, deep, dropout, repeat_class_embedding, position_mode, checkpoint_activations
+        )
         self.decoder = AttentionToMaskDecoder(
             embedding_dimension, sizes.num_layers, sizes.num_heads, sizes.feed_forward, dropout, relationship_descriptor
         )

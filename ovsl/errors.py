@@ -94,6 +94,15 @@ def is_lost_connection(error: BaseException) -> bool:
     )
 
 
+def asked_to_wait(error: BaseException | None) -> str | None:
+    """Say what to do where a server has answered HTTP 429, "too many requests", to the end; None elsewhere."""
+    while error is not None:
+        if getattr(getattr(error, "response", None), "status_code", None) == 429:
+            return "the server asks for fewer requests (429), so go on later with the same command, or set HF_TOKEN"
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """Give an error, and what it was raised from; a parser that exits was handling what it stands for."""
     current: BaseException | None = error

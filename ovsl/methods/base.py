@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
+from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder, ViTTower
 from ovsl.data import EvaluationTransform
 from ovsl.data.batches import TrainingBatch
 from ovsl.data.order import sample_seed
@@ -149,6 +149,12 @@ class SegmentationModule(EvaluatedModule):
             *regions: Region maps `(B, H, W)`, where the method needs them.
         """
         return self(images, text, *regions)
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels below which no image goes through the image tower: one patch."""
+        tower = self.clip.image_tower
+        return tower.patch_size if isinstance(tower, ViTTower) else 1
 
     def use_own_words(self) -> None:
         """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""

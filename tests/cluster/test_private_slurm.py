@@ -88,7 +88,9 @@ def test_a_time_limit_is_announced_and_the_job_queued_again(slurm: Slurm, small:
     # SLURM announces it up to a minute early: the run lasts longer than the limit.
     run, longer = tmp_path / "run", ["--trainer.max_steps", "400", UNEVEN[0]]
     number = job(slurm, small, run, "limited", *longer, nodes=1, time="00:03:00", grace=90)
+    slurm.wait(lambda: (run / "checkpoints/step-1.ckpt").exists(), "the first step")
     slurm.wait(lambda: slurm.field(number, "JobState") == "PENDING", "the requeue before the limit")
+    assert slurm.field(number, "Restarts") == "1"
     slurm.call("scancel", number)
     output = (slurm.folder / f"limited-{number}.out").read_text()
     assert f"Stopped by SIGUSR1 after step {saved(run)}" in output

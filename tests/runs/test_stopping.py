@@ -116,9 +116,7 @@ def test_early_stopping_is_an_end(small: Path, tmp_path: Path, capsys: pytest.Ca
     assert weights(run / "checkpoints/last.ckpt")["global_step"] == 4
 
 
-def test_a_time_limit_of_the_trainer_is_an_end(
-    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_time_limit_of_the_trainer_is_an_end(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, slow = tmp_path / "run", "--trainer.callbacks+=tests.faults.SlowSteps"
     limited = [slow, "--trainer.max_time", "00:00:00:01", "--trainer.max_steps", "1000"]
     assert fit(small, run, *limited) == 0

@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+INSTALL_SLURM := DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends munge slurm-wlm
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
 .PHONY: help setup demo test test-slow test-slurm test-minimum golden bench lint typecheck docs format toy-clip toy-table toy-ablation light-grid clean
@@ -41,9 +42,8 @@ test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 test-slurm: setup ## tests in a private SLURM of two nodes on this machine; installs it from Debian where it can
-	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || \
-		apt-get install -y --no-install-recommends slurm-wlm munge || \
-		echo "install munge and slurm-wlm first (apt-get install munge slurm-wlm)"
+	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || $(INSTALL_SLURM) || \
+		{ apt-get update && $(INSTALL_SLURM); } || echo "install munge and slurm-wlm first: the tests are skipped"
 	$(BIN)/python -m pytest tests/cluster -m slurm $(PYTEST)
 
 golden: setup ## golden cases alone, also those in the folder OVSL_GOLDEN; PYTEST="-k zegclip" selects

@@ -74,6 +74,9 @@ def _sentence(error: BaseException) -> tuple[str, int] | None:
         name = error.name or (asked[1] if asked else text)
         install = EXTRAS.get(name, name)
         return f"The package {name!r} is not installed, which this command asks for: pip install {install}.", 2
+    if kind == "UnpicklingError":
+        remedy = "give a file of tensors alone, such as a state dict or safetensors"
+        return f"A weights file holds Python objects, which may run code when they are read, and was not: {remedy}.", 2
     if is_lost_connection(error):
         return "Another process of this run was lost, and its own output says why; the same command goes on.", 1
     if isinstance(error, RuntimeError) and text.startswith("DataLoader worker") and "(pid" in text:
@@ -92,6 +95,15 @@ def is_lost_connection(error: BaseException) -> bool:
     return kind in ("DistBackendError", "DistNetworkError") or (
         isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None and "HTTP" not in str(error)
     )
+
+
+def asked_to_wait(error: BaseException | None) -> str | None:
+    """Say what to do where a server has answered HTTP 429, "too many requests", to the end; None elsewhere."""
+    while error is not None:
+        if getattr(getattr(error, "response", None), "status_code", None) == 429:
+            return "the server asks for fewer requests (429), so go on later with the same command, or set HF_TOKEN"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

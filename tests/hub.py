@@ -27,6 +27,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         faults: Fault by a part of the file name: ``busy`` answers the first range request of that file with 503,
             ``drop`` closes the connection in the middle of its first body; each happens once per file and fault.
+            ``limited`` answers every one with 429, and asks to come back in a second.
         reads: Bytes sent per file.
         happened: Faults that took place, per kind.
         users: Owner by token; only these may write, and to their own repositories.
@@ -67,7 +68,8 @@ class Hub(ThreadingHTTPServer):
         with self._lock:
             for part, kind in self.faults.items():
                 if part in path and (path, kind) not in self._done:
-                    self._done.add((path, kind))
+                    if kind != "limited":
+                        self._done.add((path, kind))
                     self.happened[kind] += 1
                     return kind
         return None
@@ -209,6 +211,8 @@ class Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
             data, status = data[start:stop], 206
             fault = self.server.fault(path.as_posix()) if body else None
+        if fault == "limited":
+            return self.json(429, {"error": "too many requests"}, {"Retry-After": "1"})
         if fault == "busy":
             return self.json(503, {"error": "busy"})
         self.head(status, len(data), headers)

@@ -11,9 +11,10 @@ from ovsl.data.batches import EvaluationTask
 from ovsl.data.catalogue import Catalogued, as_source
 from ovsl.data.evaluation_set import EvaluationSet
 from ovsl.data.image_files import find_images
+from ovsl.data.loader import SegmentationLoader, as_made, one_thread
 from ovsl.data.order import PositionSampler, SectionSampler
 from ovsl.data.regions import RegionMaps
-from ovsl.data.samples import EvaluationBatches, LabelledRows, SegmentationLoader, TrainingBatches, as_made, one_thread
+from ovsl.data.samples import EvaluationBatches, LabelledRows, TrainingBatches
 from ovsl.data.sources import ImageFiles, Source
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 from ovsl.errors import InputError
@@ -50,7 +51,8 @@ class SegmentationDataModule(LightningDataModule):
         evaluation_batch_size: Images per process and step in evaluation.
         num_workers: Worker processes per loader.
         seed: Seed of the order and the augmentation.
-        on_error: Undecodable images: `error` stops, `skip` takes the next one in their place, counts and logs them.
+        on_error: Undecodable images: `error` stops, `skip` takes the next one in their place, counts and logs them; in
+            evaluation it leaves them out, and those that are smaller than a patch of the network.
         group_by_orientation: Whether the images of one process and step are all wider than high, or all not.
     """
 
@@ -204,7 +206,7 @@ class SegmentationDataModule(LightningDataModule):
             rows = self._rows(source, vocabulary)
             transform = self.evaluation[name].transform or self.evaluation_transform
             maps = self.evaluation[name].regions or self.regions
-            batches = EvaluationBatches(rows, transform, regions=maps and maps.of(name))
+            batches = EvaluationBatches(rows, transform, True, maps and maps.of(name), self._smallest_side)
             loaders.append(self._evaluation_loader(batches))
         return loaders
 
@@ -245,6 +247,11 @@ class SegmentationDataModule(LightningDataModule):
         # `processed` counts a batch before the callbacks that may save a checkpoint run; `completed` comes after them.
         total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
         return total.processed
+
+    @property
+    def _smallest_side(self) -> int:
+        """Pixels below which the method takes no image."""
+        return 1 if self.trainer is None else getattr(self.trainer.lightning_module, "smallest_side", 1)
 
     @property
     def _rank(self) -> int:
@@ -320,5 +327,5 @@ class PredictionData(SegmentationDataModule):
         """
         files, ids = find_images(self.images)
         rows = self._rows(ImageFiles(files, ids), self.prediction_vocabulary)
-        batches = EvaluationBatches(rows, self.evaluation_transform, False, self.regions)
+        batches = EvaluationBatches(rows, self.evaluation_transform, False, self.regions, self._smallest_side)
         return [self._evaluation_loader(batches)]

@@ -78,11 +78,7 @@ class LabelledRows:
         try:
             row = self.source.row(index)
         except UndecodableImageError as error:
-            if self.on_error != "skip":
-                raise
-            with self._skipped.get_lock():
-                self._skipped.value += 1
-            logger.warning("Skipped (%d so far): %s", self.skipped, error)
+            self.skip(error)
             return None
         if row.semantic is None:
             return row
@@ -120,6 +116,14 @@ class LabelledRows:
                 "label_transform, ignore_index or the vocabulary of this data."
             )
         return classes.astype(self._dtype)
+
+    def skip(self, error: UndecodableImageError) -> None:
+        """Leave a row out, count and log it, or raise: as `on_error` says."""
+        if self.on_error != "skip":
+            raise error
+        with self._skipped.get_lock():
+            self._skipped.value += 1
+        logger.warning("Skipped (%d so far): %s", self.skipped, error)
 
     def _segments(self, segments: Segments, index: int, id: str) -> Segments:
         classes = self._classes(segments.classes, "a segment", index, id)

@@ -20,7 +20,7 @@ from ovsl.data.order import group_order
 from ovsl.data.regions import region_map
 from ovsl.data.sources import LabelTransform, Row, Source, decode_pixels, one_line
 from ovsl.data.truth import instances_of, integer_columns, segments_of
-from ovsl.errors import InputError
+from ovsl.errors import InputError, asked_to_wait
 
 # Read attempts of one row group, on top of the retries inside `huggingface_hub` and `datasets`.
 READ_ATTEMPTS = 3
@@ -47,8 +47,7 @@ class ParquetRows(Source):
             is no segment; None takes no segments.
         segments_column: Column that lists the segments of that map: `id`, `category_id` (a label value like those
             of the mask), `iscrowd`.
-        regions_column: Column with an encoded map of class-agnostic regions, see
-            `RegionFolder`; None takes none.
+        regions_column: Column with an encoded map of class-agnostic regions, see `RegionFolder`; None takes none.
         instances_column: Column that lists the true masks of mask AP, where they are not those of the panoptic map
             (COCO's `instances` files), see `ovsl.data.truth.instances_of`.
         width_column: Width of the image, read when batches are grouped by orientation.
@@ -109,11 +108,11 @@ class ParquetRows(Source):
         import fsspec  # type: ignore[import-untyped]
         import pyarrow.parquet as pq
 
-        # The defaults wait up to 20 times 20 s before a dead server is reported.
+        # The defaults wait up to 20 times 20 s before a dead server is reported; `huggingface_hub` waits by itself too.
         datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 3
         datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 1
         datasets.config.STREAMING_READ_SERVER_UNAVAILABLE_RETRY_INTERVAL = 2
-        datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 15
+        datasets.config.STREAMING_READ_RATE_LIMIT_RETRY_INTERVAL = 1
         try:
             builder = self._builder()
             splits = builder.config.data_files or {}
@@ -143,7 +142,7 @@ class ParquetRows(Source):
         except InputError:
             raise
         except Exception as error:
-            raise InputError(f"Cannot open {self.name} ({one_line(error)}): {self._remedy}.") from error
+            raise self._unreadable("open", error) from error
         sizes = [footer.row_group(i).num_rows for footer in footers for i in range(footer.num_row_groups)]
         if not sum(sizes):
             raise InputError(f"{self.name} has no rows in split '{self._split}': {self._remedy}.")
@@ -219,6 +218,9 @@ class ParquetRows(Source):
             instances = instances_of(values[self.instances_column], semantic.shape, self.instances_column, where)
         return Row(id, image, semantic, segments=segments, regions=regions, instances=instances)
 
+    def _unreadable(self, what: str, error: Exception) -> InputError:
+        return InputError(f"Cannot {what} {self.name} ({one_line(error)}): {asked_to_wait(error) or self._remedy}.")
+
     def _group(self, group: int) -> list[dict[str, Any]]:
         """Take the encoded rows of a row group from the most recently used ones, or from the stream."""
         if group in self._open_groups:
@@ -236,8 +238,8 @@ class ParquetRows(Source):
                     raise OSError(f"{len(rows)} of {expected} rows")
                 break
             except Exception as error:
-                if attempt + 1 == READ_ATTEMPTS:
-                    raise InputError(f"Cannot read {self.name} ({one_line(error)}): {self._remedy}.") from error
+                if asked_to_wait(error) or attempt + 1 == READ_ATTEMPTS:
+                    raise self._unreadable("read", error) from error
                 time.sleep(2**attempt)
         self._open_groups[group] = rows
         return rows
@@ -304,12 +306,7 @@ class ParquetSource(ParquetRows):
         **columns: Columns and what they mean, see `ParquetRows`.
     """
 
-    def __init__(
-        self,
-        files: str | list[str],
-        split: str = "train",
-        **columns: Any,
-    ) -> None:
+    def __init__(self, files: str | list[str], split: str = "train", **columns: Any) -> None:
         super().__init__(**columns)
         self.files = [files] if isinstance(files, str) else files
         self.split = split

@@ -1,28 +1,24 @@
 """From rows to batches: transforms applied, images as uint8 tensors."""
 
-import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ovsl.data.labelled import LabelledRows
 from ovsl.data.order import orientation_order, sample_seed
 from ovsl.data.regions import RegionMaps
-from ovsl.data.sources import Row, Segments
+from ovsl.data.sources import Row, Segments, UndecodableImageError
 from ovsl.data.transforms import EvaluationTransform, TrainTransform
 from ovsl.data.truth import countable
 from ovsl.errors import InputError
 
 # Undecodable rows in a row of the training order before `on_error: skip` gives up.
 MAX_CONSECUTIVE_SKIPS = 100
-
-# Seconds that a worker lives on after a SIGTERM.
-WORKER_GRACE = 30
 
 
 class TrainingBatches(Dataset):
@@ -141,6 +137,7 @@ class EvaluationBatches(Dataset):
         transform: Resizing of the images.
         labelled: Whether a mask is required; batches for prediction have none.
         regions: Where region maps come from; None takes those of the source, if it has any.
+        smallest_side: Pixels below which the network takes no image; one that is smaller counts as undecodable.
     """
 
     def __init__(
@@ -149,11 +146,13 @@ class EvaluationBatches(Dataset):
         transform: EvaluationTransform,
         labelled: bool = True,
         regions: RegionMaps | None = None,
+        smallest_side: int = 1,
     ) -> None:
         self.rows = rows
         self.transform = transform
         self.labelled = labelled
         self.regions = regions
+        self.smallest_side = smallest_side
 
     def __getitem__(self, indices: list[int]) -> "dict[str, Any] | InputError | None":
         """Make the batch of these rows.
@@ -176,7 +175,11 @@ class EvaluationBatches(Dataset):
                 row = self.rows.row(index)
                 if row is None:
                     continue
-                batch["image"].append(_image_tensor(self.transform(row.image)))
+                image = self.transform(row.image)
+                if min(image.shape[:2]) < self.smallest_side:
+                    self.rows.skip(_too_small(self.rows, index, row, image))
+                    continue
+                batch["image"].append(_image_tensor(image))
                 batch["original_size"].append(row.image.shape[:2])
                 batch["id"].append(row.id)
                 regions = row.regions if self.regions is None else self.regions(row)
@@ -201,43 +204,6 @@ class EvaluationBatches(Dataset):
         return batch if batch["id"] else None
 
 
-class SegmentationLoader(DataLoader):
-    """Loader of whole batches that leaves out skipped ones and raises the errors of its workers as they are.
-
-    A worker's exception would otherwise reach the user with the worker's traceback inside its message.
-    """
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        """Batches as the dataset made them."""
-        for batch in super().__iter__():
-            if isinstance(batch, InputError):
-                raise batch
-            if batch is not None:
-                yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the data module keeps the position. Tells Lightning that this loader can be resumed."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore, see `state_dict`."""
-
-
-def as_made(batch: Any) -> Any:
-    """Collate function that leaves a batch as the dataset made it; the default one turns tuples into lists."""
-    return batch
-
-
-def one_thread(worker_id: int) -> None:
-    """Restrict a worker to one thread, since workers are the parallelism, and let the main process end it.
-
-    A signal to the whole process group must not take the workers from a main process that is to save first.
-    """
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE))
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
-
-
 def _no_mask(rows: LabelledRows, index: int, row: Row) -> str:
     return f"There is no mask in row {index} ('{row.id}') of {rows.source.name}: remove the row or use labelled data."
 
@@ -248,6 +214,14 @@ def _planes(images: Sequence[np.ndarray]) -> Tensor:
     for image, plane in zip(images, planes, strict=True):
         cv2.split(image, list(plane))
     return torch.from_numpy(planes)
+
+
+def _too_small(rows: LabelledRows, index: int, row: Row, image: np.ndarray) -> UndecodableImageError:
+    size = f"{image.shape[1]}x{image.shape[0]} pixels"
+    return UndecodableImageError(
+        f"Row {index} ('{row.id}') of {rows.source.name} with its {size} is smaller than one patch of the network: "
+        "leave it out, set a larger evaluation_transform, or on_error to skip."
+    )
 
 
 def _image_tensor(image: np.ndarray) -> Tensor:

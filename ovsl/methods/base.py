@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
+from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder, ViTTower
 from ovsl.data import EvaluationTransform
 from ovsl.data.batches import TrainingBatch
 from ovsl.data.order import sample_seed
@@ -153,6 +153,12 @@ class SegmentationModule(EvaluatedModule):
     def networks(self) -> Iterable[nn.Module]:
         """Give the modules that `ovsl.callbacks.Execution` compiles; all of the method where it has no `network`."""
         yield getattr(self, "network", self)
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels below which no image goes through the image tower: one patch."""
+        tower = self.clip.image_tower
+        return tower.patch_size if isinstance(tower, ViTTower) else 1
 
     def use_own_words(self) -> None:
         """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from ovsl.results.result import ClassResult, EvaluationResult
-from ovsl.results.tables import FIGURES, figure_names, note_of, percent
+from ovsl.results.tables import FIGURES, figure_names, note_of, percent, with_spread
 
 STYLE = """
 :root { --ink: #1f2937; --pale: #6b7280; --line: #e5e7eb; --seen: #3a6ea5; --unseen: #e07a3f; --all: #6b7280 }
@@ -92,7 +92,7 @@ def _table(results: Sequence[EvaluationResult]) -> str:
     rows = []
     for result in results:
         cells = [f"<td>{escape(getattr(result, word))}</td>" for word in words]
-        numbers = [str(result.images), *(percent(result.metrics.get(figure)) for figure in figures)]
+        numbers = [str(result.images), *(with_spread(result, figure) for figure in figures)]
         rows.append("<tr>" + "".join(cells + [f'<td class="n">{number}</td>' for number in numbers]) + "</tr>")
     return f'<div class="wide"><table><tr>{"".join(head)}</tr>\n' + "\n".join(rows) + "\n</table></div>"
 

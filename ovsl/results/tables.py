@@ -134,7 +134,7 @@ def format_table(results: Sequence[EvaluationResult], style: TableStyle = "text"
     rows = [
         [
             *(label(result) for label in labels.values()),
-            *(_figure(result, name, style != "csv") for name in figures),
+            *(with_spread(result, name, style != "csv") for name in figures),
             *(percent(result.published.get(name)) for name in quoted),
             *(percent(end) for name in with_ends for end in result.intervals.get(name, (None, None))),
         ]
@@ -191,7 +191,8 @@ def percent(value: float | None) -> str:
     return _UNDEFINED if value is None or math.isnan(value) else f"{100 * value:.1f}"
 
 
-def _figure(result: EvaluationResult, name: str, with_interval: bool) -> str:
+def with_spread(result: EvaluationResult, name: str, with_interval: bool = True) -> str:
+    """Write a figure of a result in percent, with its interval and its standard deviation over seeds, if any."""
     text = percent(result.metrics.get(name))
     if with_interval and name in result.intervals:
         low, high = result.intervals[name]

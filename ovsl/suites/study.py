@@ -159,10 +159,15 @@ class Study:
                 found.setdefault(name, Cell(name, self.runs / name, parts, seed if trained else None))
         return list(found.values())
 
+    @property
+    def page(self) -> Path:
+        """Folder of the page of results."""
+        return self.runs / "page"
+
     def report(self) -> list[str]:
-        """Give the arguments of `ovsl` that make the table: mean and spread over seeds."""
+        """Give the arguments of `ovsl` that make the table and the page: mean and spread over seeds."""
         options = ["--stage", "test", "--average_seeds", "true", "--format", "markdown", "--output", str(self.table)]
-        return ["report", str(self.runs), *options]
+        return ["report", str(self.runs), *options, "--html", str(self.page)]
 
     def analyses(self) -> list[list[str]]:
         """Give the commands that follow the table."""

@@ -1,4 +1,4 @@
-"""`ovsl study`: run what is not finished of a study, then make its table."""
+"""`ovsl study`: run what is not finished of a study, then make its table and its page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(args: Sequence[str]) -> int:
     """`ovsl study FILE.yaml [--jobs 2] [--dry_run] [--seeds 0 1] [--runs DIR] [--slurm OPTIONS]`."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="ovsl study", description="Run what is not finished of a study, then make its table.")
+    parser = ArgumentParser(prog="ovsl study", description="Run what is not finished, then make table and page.")
     parser.add_argument("file", type=Path, help="The study.")
     parser.add_argument("--runs", type=Path | None, default=None, help="Another folder of the runs.")
     parser.add_argument("--seeds", type=int, nargs="*", default=None, help="Other seeds.")
@@ -62,8 +62,10 @@ def main(args: Sequence[str]) -> int:
     for outcome in failed:
         print(f"failed: {outcome.cell.name} (status {outcome.status})", file=sys.stderr)
     if any(cell.finished for cell in study.cells()):
-        subprocess.run([*OVSL, *study.report()], check=False)
+        if status := subprocess.run([*OVSL, *study.report()], check=False).returncode:
+            return status
         print(study.table.read_text(), end="")
+        print(f"page: {study.page / 'index.html'}")
         for analysis in [] if failed else study.analyses():
             subprocess.run(analysis, check=False)
     return 1 if failed else 0

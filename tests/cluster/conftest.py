@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel")
+PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
 
 CONFIGURATION = """
 ClusterName=tests

@@ -87,3 +87,39 @@ def test_errors_name_the_thing_and_the_remedy(streamed):
     for name, expected in parts.items():
         assert all(part in errors[name]["message"] for part in expected), errors[name]
         assert "\n" not in errors[name]["message"]
+
+
+@pytest.mark.slow
+def test_a_hub_that_asks_to_wait_for_ever_is_given_up_with_a_word_before(tmp_path):
+    write_shards(tmp_path / "repos" / "acme" / "camvid")
+    code = """
+import sys
+from ovsl.data import HubSource
+from ovsl.errors import InputError
+source = HubSource("acme/camvid", id_column="image_id")
+print(len(source), flush=True)
+sys.stdin.readline()
+try:
+    source.row(0)
+except InputError as error:
+    print(error, flush=True)
+"""
+    with serve(tmp_path / "repos") as hub:
+        client = subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert client.stdout.readline().strip() == str(sum(TRAIN))
+        hub.faults = {"camvid/train": "limited"}
+        client.stdin.write("go on\n")
+        client.stdin.flush()
+        said, complained = client.communicate(timeout=300)
+    assert "429" in complained.splitlines()[0], "a word while it waits"
+    assert hub.happened["limited"] > 5
+    assert "acme/camvid" in said
+    assert "(429), so go on later" in said

@@ -114,3 +114,17 @@ def test_early_stopping_is_an_end(small: Path, tmp_path: Path, capsys: pytest.Ca
     assert "is complete: early stopping ended it at step 2" in capsys.readouterr().out
     assert fit(small, run) == 0, "without it, the run goes on"
     assert weights(run / "checkpoints/last.ckpt")["global_step"] == 4
+
+
+def test_a_time_limit_of_the_trainer_is_an_end(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, slow = tmp_path / "run", "--trainer.callbacks+=tests.faults.SlowSteps"
+    limited = [slow, "--trainer.max_time", "00:00:00:01", "--trainer.max_steps", "1000"]
+    assert fit(small, run, *limited) == 0
+    step = weights(run / "checkpoints/last.ckpt")["global_step"]
+    assert 1 <= step < 1000
+    assert f"trainer.max_time ended it at step {step} of 1000" in capsys.readouterr().out
+    assert fit(small, run, *limited) == 0
+    assert f"is complete: trainer.max_time ended it at step {step}" in capsys.readouterr().out
+    more = ["--trainer.max_time", "01:00:00:00", "--trainer.max_steps", str(step + 1)]
+    assert fit(small, run, slow, *more) == 0, "with more time, the run goes on"
+    assert weights(run / "checkpoints/last.ckpt")["global_step"] == step + 1

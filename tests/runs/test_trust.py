@@ -198,3 +198,12 @@ def test_an_image_smaller_than_a_patch_is_one_sentence(
     command += ["--data.evaluation_transform.short_side", "3"]
     assert main([*command, "--data.images", str(tmp_path / "slim.png"), "--data.vocabulary", '["road", "sky"]']) == 2
     assert "3x50 pixels is smaller than one patch" in capsys.readouterr().err
+    many = tmp_path / "photos"
+    many.mkdir()
+    for name, size in (("slim", (3, 50)), ("wide", (64, 50))):
+        Image.new("RGB", size).save(many / f"{name}.png")
+    skip = ["--data.images", str(many), "--data.vocabulary", '["road", "sky"]', "--data.on_error", "skip"]
+    command[command.index("3")] = "null"  # photos as they are
+    command[command.index("--run_dir") + 1] = str(tmp_path / "many")
+    assert main([*command, *skip]) == 0
+    assert {file.name for file in (tmp_path / "many/predictions").glob("*.json")} == {"classes.json", "wide.json"}

@@ -11,7 +11,9 @@ import yaml
 
 from ovsl.__main__ import main
 from ovsl.errors import InputError, StoppedError
+from ovsl.results import ClassResult, EvaluationResult
 from ovsl.suites import Study, execution, run_cells
+from tests.conftest import ROOT
 
 FAKE = """
 import json, os, pathlib, signal, sys, time
@@ -28,7 +30,9 @@ if fail.exists():
     sys.exit(int(fail.read_text()))
 (run / "results").mkdir(parents=True, exist_ok=True)
 if arguments[0] == "test":
-    (run / "results/test-toy.json").write_text("{}")
+    template = pathlib.Path(__file__).parent / "result.json"
+    seed = int(run.name[-1]) if "seed" in run.name else 0
+    (run / "results/test-toy.json").write_text(template.read_text().replace("0.25", str(0.25 + seed / 100)))
 """
 
 
@@ -52,6 +56,9 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     }
     Path("study.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     Path("fake.py").write_text(FAKE)
+    classes = (ClassResult("cat", seen=True, iou=0.5, accuracy=0.5, pixels=1),)
+    result = EvaluationResult("", "Method", "test", "toy", 1, 0, "skip", metrics={"mIoU": 0.25}, per_class=classes)
+    Path("result.json").write_text(result.to_json())
     monkeypatch.setattr(execution, "OVSL", (sys.executable, str(tmp_path / "fake.py")))
     return Study.read(Path("study.yaml"))
 
@@ -117,6 +124,20 @@ def test_a_task_of_an_array_runs_its_cell(
     assert (tmp_path / "commands").read_text() == "fit one-seed1\ntest one-seed1\n"
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "30")
     assert main(["study", "study.yaml", "--array_task"]) == 2
+
+
+def test_a_study_ends_in_a_table_and_a_page_with_mean_and_spread(
+    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ovsl.tools.study.OVSL", (sys.executable, "-m", "ovsl"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert main(["study", "study.yaml"]) == 0
+    table, page = study.table.read_text(), (study.page / "index.html").read_text()
+    assert "25.5 ± 0.7" in table
+    assert page.count("25.5 ± 0.7") == 2, "two methods with two seeds each"
+    assert "<td>free</td>" in page
+    assert "cat" in page
+    assert "runs/study/page/index.html" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def main(args: Sequence[str] | None = None) -> int:
         elif first in VERBS or first.startswith("-"):
             check_files(given)
             check_names(given)
-            if first == "test" and any(word.partition("=")[0] == "--suite" for word in given):
+            if first == "test" and names_suite(given):
                 return int(importlib.import_module("ovsl.tools.suite").main(given[1:]))
             from ovsl.cli import run_lightning  # torch and Lightning, seconds of imports
 
@@ -97,6 +97,12 @@ def unknown_verb(name: str) -> str:
     return f"There is no 'ovsl {name}': " + (
         f"did you mean '{close[0]}'?" if close else f"the verbs are {', '.join(VERBS)}, the tools {', '.join(TOOLS)}."
     )
+
+
+def names_suite(given: Sequence[str]) -> bool:
+    """Whether a command tests a suite, and does not only ask for help or the configuration."""
+    words = {word.partition("=")[0] for word in given}
+    return "--suite" in words and not words & {"-h", "--help", "--print_config", "--print_recipe"}
 
 
 def check_names(given: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import ovsl
 import ovsl.methods
 from ovsl.__main__ import main
 from ovsl.data import ColorRegions, ToySource
+from ovsl.results.diagnosis_counts import DiagnosisCounts
 from ovsl.results.image_counts import ImageCounts
 from tests.conftest import ROOT
 
@@ -134,6 +135,7 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
         "configs/data/toy.yaml",
     ]
     command += ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar=false", "--pictures.count", "0"]
+    command += ["--diagnosis", "true"]
     few = tmp_path / "few.yaml"
     toy = {"class_path": "ovsl.data.ToySource", "init_args": {"seed": 2, "length": 5}}
     few.write_text(yaml.safe_dump({"data": {"init_args": {"num_workers": 0, "evaluation": {"toy": {"test": toy}}}}}))
@@ -153,5 +155,8 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     assert together.images.tolist() == alone.images.tolist() == [f"toy-2-{index:06d}" for index in range(5)]
     for name in alone.columns:
         np.testing.assert_array_equal(together.dense(name), alone.dense(name))
+    counts = [DiagnosisCounts.read(folder / "results/test-toy.diagnosis.npz") for folder in (one, two)]
+    for name in ("confusion", "boundary", "true_masks", "margins"):
+        np.testing.assert_array_equal(*(getattr(each, name) for each in counts), err_msg=name)
     totals = [alone.dense(name).sum() for name in ("intersection", "target_area")]
     assert totals[0] / totals[1] == first["metrics"]["pAcc"]

@@ -284,3 +284,27 @@ def test_sections_of_a_run_that_a_tool_does_not_know_are_no_mistake(trained, tmp
     config = tmp_path / "config.yaml"
     config.write_text((trained / "config.yaml").read_text() + "\nanother_callback: {every: 3}\n")
     assert main(["profile", "-c", str(config), "--size", "32", "--repeats", "1", "--device", "cpu"]) == 0
+
+
+def test_a_test_with_a_diagnosis_has_the_same_scores_and_a_page(small, tmp_path):
+    command = ["test", "-c", "configs/methods/maskclip.yaml", "-c", DATA, "-c", str(_without_model(small))]
+    command += ["--model.templates", "single_dot", "--trainer.limit_test_batches", "3", "--pictures.count", "0"]
+    for name in ("plain", "diagnosed"):
+        more = ["--diagnosis", "true"] if name == "diagnosed" else []
+        assert main([*command, *more, "--run_dir", str(tmp_path / name)]) == 0
+    plain, diagnosed = (
+        json.loads((tmp_path / name / "results/test-toy.json").read_text()) for name in ("plain", "diagnosed")
+    )
+    assert plain["metrics"] == diagnosed["metrics"]
+    assert plain["intervals"] == diagnosed["intervals"]
+    assert plain["intervals"].keys() == {name for name, value in plain["metrics"].items() if value is not None}
+    files = {name: {file.name for file in (tmp_path / name / "results").iterdir()} for name in ("plain", "diagnosed")}
+    assert files["plain"] == {"test-toy.json", "test-toy.images.npz"}
+    assert files["diagnosed"] == files["plain"] | {"test-toy.diagnosis.npz"}
+    assert main(["report", "--diagnosis", str(tmp_path / "diagnosed")]) == 0
+    (told,) = json.loads((tmp_path / "diagnosed/diagnosis/diagnosis.json").read_text())
+    measured = told["scores"]["measured"]
+    assert measured == {name: pytest.approx(plain["metrics"][name], abs=1e-12) for name in measured}
+    assert told["offsets"]["now"]["hIoU"] == pytest.approx(measured["hIoU"], abs=1e-12)
+    assert told["scores"]["true_masks"]["mIoU"] > measured["mIoU"]
+    assert main(["report", "--compare", str(tmp_path / "plain"), str(tmp_path / "diagnosed")]) == 0

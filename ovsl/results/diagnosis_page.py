@@ -50,16 +50,11 @@ def _sections(told: Mapping[str, Any]) -> Iterable[str]:
         ["", *(FIGURES[name] for name in SHOWN)],
         [[title, *(percent(scores[name]) for name in SHOWN)] for title, scores in table_rows(told)],
     )
-    yield _note(
-        "True masks get the class with the highest mean score over their pixels: what is missing there is the naming. "
-        "Predicted masks get the class that most of their pixels have: what is missing there are the masks. Along "
-        "contours: only pixels within 2 % of the diagonal of a contour count (boundary IoU). "
-        + note_of(told["absent_classes"])
-    )
+    yield _note(" ".join([*_explained(told), note_of(told["absent_classes"])]))
     if "offsets" in told:
         yield "<h3>Seen words and unseen pixels</h3>"
         yield _groups(told["stolen"])
-        yield _pair_table(told["stolen"]["pairs"], "Seen words that take most unseen pixels")
+        yield from _pair_table(told["stolen"]["pairs"], "Seen words that take most unseen pixels")
         yield "<h3>The offset between seen and unseen</h3>"
         yield figure("Scores over an offset that is added to the scores of all unseen classes.", draw_curve(told))
         yield _areas([told])
@@ -70,7 +65,15 @@ def _sections(told: Mapping[str, Any]) -> Iterable[str]:
         f"{share} % of all wrong pixels lie between names whose text embeddings, their mean taken away, have a cosine "
         f"of at least {near['threshold']:g}; there are {near['pairs_of_near_names']} such pairs."
     )
-    yield _pair_table(near["pairs"], "Near names that are mistaken most often")
+    yield from _pair_table(near["pairs"], "Near names that are mistaken most often")
+
+
+def _explained(told: Mapping[str, Any]) -> Iterable[str]:
+    yield "Percent."
+    yield "True masks get the class with the highest mean score over their pixels: what is missing there is the naming."
+    if "true_classes" in told["scores"]:
+        yield "Predicted masks get the class that most of their pixels have: what is missing there are the masks."
+    yield "Along contours, only pixels within 2 % of the diagonal of their contour count."
 
 
 def draw_curve(told: Mapping[str, Any]) -> bytes:
@@ -91,7 +94,7 @@ def draw_curve(told: Mapping[str, Any]) -> bytes:
         text = f"best {percent(best['hIoU'])} at {best['offset']:.2g}, without {percent(curve['now']['hIoU'])}"
         axes.set_title(text, fontsize=9, loc="left")
     ends = [abs(offset) for offset in curve["offset"][shown]]
-    axes.set_xscale("asinh", linear_width=max(max(ends) / 100, 1e-4))
+    axes.set_xscale("asinh", linear_width=max(max(ends) / 30, 1e-4))
     axes.set_xlabel("offset of unseen classes", fontsize=8)
     axes.set_ylabel("percent", fontsize=8)
     axes.legend(frameon=False, fontsize=8)
@@ -171,17 +174,17 @@ def _groups(stolen: Mapping[str, Any]) -> str:
     return _table(header, rows)
 
 
-def _pair_table(pairs: Sequence[Mapping[str, Any]], title: str) -> str:
+def _pair_table(pairs: Sequence[Mapping[str, Any]], title: str) -> Iterable[str]:
+    yield _note(f"{title}:" if pairs else f"{title}: there are none.")
     if not pairs:
-        return _note(f"{title}: there are none.")
-    header = [title, "called", "pixels", "% of the true class"]
-    similar = "similarity" in pairs[0]
+        return
+    similar = ["similarity"] if "similarity" in pairs[0] else []
     rows = [
         [pair["truth"], pair["prediction"], f"{pair['pixels']:,}", percent(pair["share"])]
-        + ([f"{pair['similarity']:.2f}"] if similar else [])
+        + [f"{pair[name]:.2f}" for name in similar]
         for pair in pairs
     ]
-    return _table([*header, *(["similarity"] if similar else [])], rows, words=2)
+    yield _table(["true class", "called", "pixels", "% of the true class", *similar], rows, words=2)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:

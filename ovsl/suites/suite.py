@@ -22,7 +22,6 @@ from ovsl.given import given_files, given_options
 from ovsl.results.result import EvaluationResult
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.files import write_text
-from ovsl.shipped import configuration_file
 
 
 @dataclass(frozen=True)
@@ -142,9 +141,7 @@ class SuiteTest:
     def _record(self) -> dict[str, str]:
         """Say what was asked, and what came out."""
         asked = hashlib.sha256("\0".join([ovsl.__version__, *self.command]).encode())
-        for position, word in enumerate(self.command):
-            if word in ("-c", "--config"):
-                asked.update(configuration_file(self.command[position + 1]).read_bytes())
+        asked.update(json.dumps(given_files(self.command[1:]), sort_keys=True, default=str).encode())
         if self.weights is not None:
             file = Path(self.weights)
             state = file.stat() if file.exists() else None

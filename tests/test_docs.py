@@ -17,6 +17,8 @@ from ovsl.configuration import read_configuration
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+LINE = {"clearclip", "corrclip", "naclip", "proxyclip", "sclip"}
+"""Methods of the folder `training_free`."""
 ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^"' >]+""")
 """What a browser would load from another server as soon as the page is opened."""
 
@@ -25,7 +27,8 @@ ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|hr
 def hooks() -> ModuleType:
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs/hooks.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -59,8 +62,8 @@ def test_what_was_reproduced_is_said_of_every_folder_and_no_other() -> None:
     assert set(said) == {path.relative_to(ROOT / "experiments").parts[0] for path in EXPERIMENTS}
     cases = {path.name for path in (ROOT / "tests/golden/cases").iterdir()}
     for folder, sentence in said.items():
-        of_the_line = {"clearclip", "corrclip", "naclip", "proxyclip", "sclip"} if folder == "training_free" else {folder}
-        assert ("golden cases" in sentence) == (of_the_line <= cases), folder
+        methods = LINE if folder == "training_free" else {folder}
+        assert ("golden cases" in sentence) == (methods <= cases), folder
 
 
 def test_every_module_has_a_place_in_the_reference(hooks: ModuleType) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import ovsl.methods
 from ovsl.__main__ import main
+from ovsl.command_line import method_asked_about
 from ovsl.errors import InputError
 from ovsl.methods import SegmentationModule
 from ovsl.vocabulary import Vocabulary
@@ -332,3 +335,19 @@ def test_a_test_with_a_diagnosis_has_the_same_scores_and_a_page(small, tmp_path)
     assert told["offsets"]["now"]["hIoU"] == pytest.approx(measured["hIoU"], abs=1e-12)
     assert told["scores"]["true_masks"]["mIoU"] > measured["mIoU"]
     assert main(["report", "--compare", str(tmp_path / "plain"), str(tmp_path / "diagnosed")]) == 0
+
+
+@pytest.mark.parametrize("name", sorted({*ovsl.methods.__all__} - {"SegmentationModule"}))
+def test_help_on_a_method_names_its_paper(name: str) -> None:
+    description = method_asked_about(["--model.help", name])
+    assert description is not None
+    assert re.search(r"(arxiv\.org/abs/|arXiv )\d{4}\.\d{5}", description)
+    assert "Args:" not in description
+
+
+def test_help_on_a_method_begins_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "PatchText"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Cosine similarity of patch tokens")
+    assert printed.index("https://arxiv.org/abs/2212.03588") < printed.index("--model.temperature")

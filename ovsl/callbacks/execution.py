@@ -53,7 +53,7 @@ class Execution(Callback):
                 )
             store_in_bfloat16(pl_module.clip)
         if self.channels_last:
-            pl_module.clip.model.visual.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            pl_module.clip.model.visual.to(memory_format=torch.channels_last)
         if self.compile:
             for network in pl_module.networks():
                 network.compile(backend=self.backend)
@@ -61,7 +61,7 @@ class Execution(Callback):
 
 def store_in_bfloat16(clip: FrozenCLIP) -> None:
     """Bring the frozen linear layers and convolutions of an image tower to bfloat16; norms and positions stay."""
-    for module in clip.model.visual.modules():
+    for module in clip.model.get_submodule("visual").modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention):
             for parameter in module.parameters(recurse=False):
                 if not parameter.requires_grad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,7 +56,9 @@ class LabelledRows:
         # OpenCV resizes masks of 8 and 16 bits.
         self._dtype = np.uint8 if max(self._spare, vocabulary.ignore_index) < 256 else np.uint16
         bytes_table = self._table[:256]
-        self._labels = np.where(bytes_table == INVALID_LABEL, self._spare, bytes_table).astype(self._dtype)
+        self._labels: np.ndarray[Any, np.dtype[np.integer[Any]]] = np.where(
+            bytes_table == INVALID_LABEL, self._spare, bytes_table
+        ).astype(self._dtype)
 
     @property
     def skipped(self) -> int:

@@ -216,6 +216,7 @@ class MaskDecoder(nn.Module):
             `(layers, B, heads, Q, N)`.
         """
         *layers, last = self.bias_mlp
+        assert isinstance(last, nn.Linear)
         for layer in layers:
             pixels = layer(pixels)
         maps = (self.bias_layers, self.bias_heads, -1)

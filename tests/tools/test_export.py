@@ -106,7 +106,7 @@ def test_rules_for_words_are_in_the_file(tmp_path: Path) -> None:
     module = TrainingFree(
         clip=CLIPSettings("tiny", config=TINY_CLIP),
         templates="photo_of",
-        word_list=None,
+        class_names=None,
         inference=WholeImage(),
         inference_for={"street": inference},
     )

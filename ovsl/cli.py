@@ -25,7 +25,7 @@ from ovsl.callbacks import (
     Watchdog,
 )
 from ovsl.cluster import check_launch
-from ovsl.command_line import recorded_model
+from ovsl.command_line import method_asked_about, recorded_model
 from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
@@ -106,6 +106,8 @@ class Command(LightningCLI):
             self._parser(verb).set_defaults({"data": data, "return_predictions": False})
         if verb in self.subcommands() and verb != "fit" and (model := recorded_model(given[1:])) is not None:
             self._parser(verb).set_defaults({"model": model})
+        if (description := method_asked_about(given[1:])) is not None:
+            print(description, end="\n\n")
         # Lightning's own version warns of arguments that come from Python, and has nothing else to add.
         self.config = parser.parse_args(given)
 

@@ -1,16 +1,34 @@
-"""What a command names, before its parser is built: it decides which defaults the parser has."""
+"""What a command names, before its parser is built."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import ovsl.methods
 from ovsl.given import given_options
 from ovsl.methods.renamed import migrate
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord
 from ovsl.runs.trust import check_settings, foreign_name
+
+
+def method_asked_about(args: Sequence[str]) -> str | None:
+    """Describe the method whose options `--model.help` asks for: what it does and the paper that it comes from.
+
+    Args:
+        args: The words after the verb.
+
+    Returns:
+        Its docstring without the options; None where no method of ovsl is asked for.
+    """
+    asked = next((name for word, name in pairwise(args) if word == "--model.help"), "").rpartition(".")[2]
+    if asked not in ovsl.methods.__all__:
+        return None
+    return (inspect.getdoc(getattr(ovsl.methods, asked)) or "").partition("\nArgs:")[0].strip()
 
 
 def recorded_model(args: Sequence[str]) -> dict[str, Any] | None:

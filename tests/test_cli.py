@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import ovsl.methods
 from ovsl.__main__ import main
+from ovsl.command_line import method_asked_about
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
@@ -284,3 +287,19 @@ def test_sections_of_a_run_that_a_tool_does_not_know_are_no_mistake(trained, tmp
     config = tmp_path / "config.yaml"
     config.write_text((trained / "config.yaml").read_text() + "\nanother_callback: {every: 3}\n")
     assert main(["profile", "-c", str(config), "--size", "32", "--repeats", "1", "--device", "cpu"]) == 0
+
+
+@pytest.mark.parametrize("name", sorted({*ovsl.methods.__all__} - {"SegmentationModule"}))
+def test_help_on_a_method_names_its_paper(name: str) -> None:
+    description = method_asked_about(["--model.help", name])
+    assert description is not None
+    assert re.search(r"(arxiv\.org/abs/|arXiv )\d{4}\.\d{5}", description)
+    assert "Args:" not in description
+
+
+def test_help_on_a_method_begins_with_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "PatchText"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("Cosine similarity of patch tokens")
+    assert printed.index("https://arxiv.org/abs/2212.03588") < printed.index("--model.temperature")

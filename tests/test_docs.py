@@ -1,4 +1,4 @@
-"""The documentation: what is made from files is whole, and the site builds without a warning and the network."""
+"""The documentation: what is made from files is whole, and the site builds without a warning and without the network."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ovsl.configuration import read_configuration
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
+LINE = {"clearclip", "corrclip", "naclip", "proxyclip", "sclip"}
+"""Methods of the folder `training_free`."""
 ELSEWHERE = re.compile(r"""<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=["']?(?:https?:)?//[^"' >]+""")
 """What a browser would load from another server as soon as the page is opened."""
 
@@ -60,10 +62,8 @@ def test_what_was_reproduced_is_said_of_every_folder_and_no_other() -> None:
     assert set(said) == {path.relative_to(ROOT / "experiments").parts[0] for path in EXPERIMENTS}
     cases = {path.name for path in (ROOT / "tests/golden/cases").iterdir()}
     for folder, sentence in said.items():
-        of_the_line = (
-            {"clearclip", "corrclip", "naclip", "proxyclip", "sclip"} if folder == "training_free" else {folder}
-        )
-        assert ("golden cases" in sentence) == (of_the_line <= cases), folder
+        methods = LINE if folder == "training_free" else {folder}
+        assert ("golden cases" in sentence) == (methods <= cases), folder
 
 
 def test_every_module_has_a_place_in_the_reference(hooks: ModuleType) -> None:

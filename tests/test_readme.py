@@ -26,11 +26,10 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "docs/index.md", ROOT / "docs/cluster.md", *sorted((ROOT / "docs/how_to").glob("*.md"))]
 FIT = ["fit", "-c", "ovsl:methods/patch_text", "-c", "ovsl:data/toy", "-c", "ovsl:trainer/cpu"]
 MASKCLIP = ["test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy"]
-QUICK = [
-    *("--data.batch_size", "2", "--data.num_workers", "0", "--trainer.max_steps", "1", "--trainer.accelerator", "cpu"),
-    *("--trainer.limit_val_batches", "1", "--trainer.limit_test_batches", "1"),
-    *("--trainer.enable_progress_bar", "false"),
-]  # fmt: skip
+QUICK = shlex.split(
+    "--data.batch_size 2 --data.num_workers 0 --trainer.accelerator cpu --trainer.enable_progress_bar false "
+    "--trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1"
+)
 ELSEWHERE = ("ViT-B-16", "zegclip/voc", "zegclip.ckpt", "coco_inductive", "study_ade20k", "toy/study")
 """What a command needs that is not here - released weights, data, a cluster, hours: it is read and not run."""
 
@@ -65,7 +64,7 @@ def words_and_files(page: Path) -> None:
         Path("masks").mkdir(exist_ok=True)
         Image.fromarray(image[..., 0] % 3).save(f"masks/{name}.png")
     Path("classes.txt").write_text("road\nsky\ncar, automobile\n")
-    for split in ("train", "val", "test"):
+    for split in ("train", "validation", "test"):
         write_shard(Path(f"data/camvid/{split}.parquet"), [row(catalogue()["camvid"], number) for number in range(4)])
     for text in [text for kind in ("python", "yaml") for text in blocks(page, kind) if text.startswith("# ")]:
         Path(text.splitlines()[0].removeprefix("# ")).write_text(text)

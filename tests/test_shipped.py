@@ -97,18 +97,15 @@ def test_a_wheel_alone_is_enough(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
 
-    def ovsl(*words: str) -> str:
-        command = [str(binaries / "ovsl"), *words]
-        return subprocess.run(
-            command, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True
-        ).stdout
+    def printed(*command: str) -> str:
+        command = (str(binaries / command[0]), *command[1:])
+        return subprocess.check_output(command, cwd=elsewhere, env=environment, text=True)
 
-    assert ovsl("--version") == f"ovsl {__version__}\n"
+    assert printed("ovsl", "--version") == f"ovsl {__version__}\n"
     quick = ["--trainer.limit_test_batches", "2", "--data.num_workers", "0", "--run_dir", "run"]
-    ovsl("test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy", "-c", "ovsl:trainer/cpu", *quick)
-    assert "MaskCLIP" in ovsl("report", "run")
-    where = [str(binaries / "python"), "-c", "import ovsl; print(ovsl.__file__)"]
-    found = subprocess.run(where, cwd=elsewhere, env=environment, check=True, capture_output=True, text=True).stdout
+    printed("ovsl", "test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy", "-c", "ovsl:trainer/cpu", *quick)
+    assert "MaskCLIP" in printed("ovsl", "report", "run")
+    found = printed("python", "-c", "import ovsl; print(ovsl.__file__)")
     assert Path(found.strip()).is_relative_to(site)
 
 

@@ -1,4 +1,4 @@
-"""The documentation: what is made from files is whole, and the site builds without a warning and the network."""
+"""The documentation: what is made from files is whole; the site builds without a warning and without the network."""
 
 from __future__ import annotations
 

@@ -55,6 +55,7 @@ def test_rows_are_the_files_in_natural_order(folder: Path) -> None:
 
 
 def test_one_folder_by_suffix_and_the_folder_of_all_data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OVSL_DATA", raising=False)
     for number in range(3):
         save(folder / f"data/both/{number}.png", photo(number))
         save(folder / f"data/both/{number}_labels.png", mask(number))

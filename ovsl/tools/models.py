@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse.typing import Path_fr
 from lightning import seed_everything
 
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
@@ -42,6 +43,9 @@ class ConfigurationFile(ActionConfigFile):
             content = self.take(current_content(read_configuration(file), file))
             values = yaml.safe_dump(content, sort_keys=False)
         super().__call__(parser, cfg, values, option_string)
+        if file.is_file():
+            # The parser was given a text, and does not know where it is from.
+            cfg[self.dest][-1] = Path_fr(str(file))
 
     def take(self, content: Any) -> Any:
         """Choose what is taken of a file."""

@@ -17,7 +17,7 @@ from ovsl.data.transforms import EvaluationTransform
 from ovsl.suites import Suite, execution
 
 FAKE = """
-import json, pathlib, sys
+import json, os, pathlib, signal, sys, time
 arguments = sys.argv[1:]
 def last(name):
     return arguments[len(arguments) - 1 - arguments[::-1].index(name) + 1]
@@ -27,6 +27,9 @@ with (here / "commands").open("a") as file:
     file.write(name + "\\n")
 if (here / f"fail-{name}").exists():
     sys.exit(2)
+if (here / f"signal-{name}").exists():
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
 from ovsl.results import ClassResult, EvaluationResult
 one = ClassResult("sky", True, 0.5, 0.5, 4)
 metrics = {"mIoU": 0.5, "PQ": 0.25}
@@ -73,6 +76,16 @@ def test_a_failed_dataset_is_named_and_loses_nothing(fake: Path, capfd: pytest.C
     assert commands_of(fake) == ["toy_zero_shot"], "what was finished is not tested again"
     assert main(COMMAND) == 0
     assert commands_of(fake) == []
+
+
+def test_an_interrupted_suite_goes_on_where_it_stopped(fake: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (fake / f"signal-{ALL[1]}").touch()
+    assert main(COMMAND) == 75
+    assert commands_of(fake) == ALL[:2]
+    assert "the same command goes on" in capfd.readouterr().err
+    (fake / f"signal-{ALL[1]}").unlink()
+    assert main(COMMAND) == 0
+    assert commands_of(fake) == ALL[1:]
 
 
 def test_other_settings_weights_or_results_are_tested_again(fake: Path) -> None:

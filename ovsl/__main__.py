@@ -21,6 +21,7 @@ VERBS = {
     "predict": "label photos with any words",
 }
 TOOLS = {
+    "demo": "open a page that labels photos with any words",
     "convert": "turn a checkpoint of an official release into one of ovsl",
     "data": "look through a dataset for what is wrong with it",
     "export": "write a trained method with fixed words as ONNX",

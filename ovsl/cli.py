@@ -17,6 +17,7 @@ import ovsl.data
 import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
 from ovsl.callbacks import (
     FiniteValues,
+    PredictionExtremes,
     PredictionFiles,
     PredictionPictures,
     Preemption,
@@ -94,6 +95,7 @@ class Command(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
+        parser.add_lightning_class_args(PredictionExtremes, "extremes")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

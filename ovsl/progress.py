@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,30 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
         yield from tqdm(items, desc=what, delay=SILENT, leave=False, dynamic_ncols=True, file=sys.stderr)
     else:
         yield from _logged(items, what)
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Say on the error stream that something goes on whose end nobody knows.
+
+    Args:
+        what: Says what is done, such as "Exporting".
+    """
+    start, over = time.monotonic(), threading.Event()
+
+    def speak() -> None:
+        wait = SILENT
+        while not over.wait(wait):
+            print(f"{what}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+            wait = INTERVAL
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        over.set()
+        speaker.join()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from ovsl.callbacks.average import WeightAverage
 from ovsl.callbacks.checkpoint import RunCheckpoint
+from ovsl.callbacks.extremes import PredictionExtremes
 from ovsl.callbacks.finite import FiniteValues
 from ovsl.callbacks.pictures import PredictionPictures
 from ovsl.callbacks.predictions import PredictionFiles
@@ -11,6 +12,7 @@ from ovsl.callbacks.watchdog import Watchdog
 
 __all__ = [
     "FiniteValues",
+    "PredictionExtremes",
     "PredictionFiles",
     "PredictionPictures",
     "Preemption",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ovsl.api import PhotoSegmentation
 from ovsl.demo.answers import Answer
-from ovsl.results.drawing import Segments, borders, colorize, colorize_segments
+from ovsl.results.drawing import Segments, borders, colorize, colorize_segments, shrink
 
 LONGEST_SIDE, LEGEND_ROWS, MISSING_WORDS = 1280, 30, 40
 """Pixels of a shown photo; found words with a row of their own; absent words that are named."""
@@ -39,13 +39,13 @@ def _answer(answer: Answer) -> str:
     factor = min(1.0, LONGEST_SIDE / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     photo = Image.fromarray(found.photo).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    labels = _shrink(found.labels, size)
+    labels = shrink(found.labels, size[1], size[0])
     colors = colorize(labels, found.vocabulary)
     colors[borders(labels)] = 0
     layers = [f'<img class="photo" alt="photo" src="{_data(photo, "JPEG")}">']
     layers.append(f'<img class="map words" alt="labels" src="{_data(Image.fromarray(colors), "PNG")}">')
     if segments is not None:
-        shown = Segments(_shrink(segments.ids, size), segments.classes)
+        shown = Segments(shrink(segments.ids, size[1], size[0]), segments.classes)
         drawn = Image.fromarray(colorize_segments(shown, found.vocabulary))
         layers.append(f'<img class="map segments" alt="segments" src="{_data(drawn, "PNG")}">')
     return (
@@ -82,13 +82,6 @@ def _legend(found: PhotoSegmentation, segments: Segments | None) -> str:
     return f'<ul class="ovsl-legend">{"".join(rows)}</ul>' + "".join(
         f'<p class="ovsl-note">{escape(note)}</p>' for note in notes
     )
-
-
-def _shrink(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Take the nearest label for each pixel of a smaller map of width and height `size`."""
-    rows = (np.arange(size[1]) + 0.5) * labels.shape[0] / size[1]
-    columns = (np.arange(size[0]) + 0.5) * labels.shape[1] / size[0]
-    return labels[np.ix_(rows.astype(int), columns.astype(int))]
 
 
 def _data(image: Image.Image, format: str) -> str:

@@ -109,7 +109,8 @@ def _section(index: int, detail: Detail) -> str:
     parts = [f'<h2 id="r{index}">{escape(_heading(detail.result))}</h2>', _classes(detail.result)]
     if detail.confusion is not None:
         parts.append(_confusion(detail.confusion, [entry.name for entry in detail.result.per_class]))
-    parts += [f"<h3>{escape(what)}</h3>\n{_picture(what, data)}" for what, data in detail.pictures.items()]
+    if detail.pictures:
+        parts.append(f'<div class="sheets">{"".join(_picture(*each) for each in detail.pictures.items())}</div>')
     return "\n".join(part for part in parts if part)
 
 
@@ -127,8 +128,9 @@ def _table(results: Sequence[EvaluationResult]) -> str:
 
 
 def _classes(result: EvaluationResult) -> str:
-    """Bars of the IoU of every class, best first; classes without ground truth come last."""
-    classes = sorted(result.per_class, key=lambda entry: 1.0 if entry.iou is None else -entry.iou)
+    """Draw the IoU of every class as a bar, best first; classes without ground truth are named below."""
+    classes = sorted((each for each in result.per_class if each.iou is not None), key=lambda each: -(each.iou or 0))
+    absent = [each.name for each in result.per_class if each.iou is None]
     groups = [name for name in ("seen", "unseen") if any(_group(entry) == name for entry in classes)]
     key = "".join(f'<span style="background: var(--{name})"></span>{name}' for name in groups)
     bars = "\n".join(
@@ -137,7 +139,8 @@ def _classes(result: EvaluationResult) -> str:
         f"<span>{percent(entry.iou)}</span></li>"
         for entry in classes
     )
-    return f'<p class="note key">IoU of each class, percent{key}</p>\n<ul class="classes">\n{bars}\n</ul>'
+    note = f'<p class="note">No ground truth: {escape(", ".join(absent))}.</p>' if absent else ""
+    return f'<p class="note key">IoU of each class, percent{key}</p>\n<ul class="classes">\n{bars}\n</ul>{note}'
 
 
 def _confusion(confusion: Confusion, names: Sequence[str]) -> str:
@@ -181,4 +184,5 @@ def _group(entry: ClassResult) -> str:
 def figure(name: str, data: bytes) -> str:
     """Put a PNG file into a page, with what stands below it."""
     encoded = base64.b64encode(data).decode("ascii")
-    return f'<figure><img src="data:image/png;base64,{encoded}" alt="{escape(name)}"></figure>'
+    image = f'<img src="data:image/png;base64,{encoded}" alt="{escape(name)}">'
+    return f"<figure><h3>{escape(name)}</h3>{image}</figure>"

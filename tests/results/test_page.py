@@ -50,7 +50,7 @@ def read(page: str) -> Reader:
 
 def test_figures_and_classes_are_on_the_page() -> None:
     reader = read(results_page([result()], [Detail(result())]))
-    assert {"MaskCLIP", "toy", "50.0", "25.0", "cat", "dog"} <= set(reader.words)
+    assert {"MaskCLIP", "toy", "50.0", "25.0", "cat", "No ground truth: dog."} <= set(reader.words)
     assert reader.links == []
 
 

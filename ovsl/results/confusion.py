@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ovsl.errors import InputError
-from ovsl.runs.files import whole_file
+from ovsl.results.arrays import read_arrays, write_arrays
 
 SUFFIX = ".confusion.npz"
 
@@ -44,28 +43,20 @@ class Confusion:
 
     def write(self, path: Path) -> None:
         """Write the file, whole or not at all."""
-        with whole_file(path) as partial, partial.open("wb") as file:
-            np.savez_compressed(
-                file,
-                num_classes=np.array(self.num_classes),
-                truth=self.truth.astype(np.uint16),
-                prediction=self.prediction.astype(np.uint16),
-                pixels=self.pixels,
-            )
+        write_arrays(path, {**vars(self), "num_classes": np.array(self.num_classes)})
 
     @classmethod
     def read(cls, path: Path) -> Confusion:
         """Read what `write` wrote.
 
         Raises:
-            InputError: The file is none of these.
+            InputError: There is no such file, or it is none of these.
         """
+        arrays = read_arrays(path, "confusion of classes", "ovsl test")
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = [file[name].astype(np.int64) for name in ("truth", "prediction", "pixels")]
-                return cls(int(file["num_classes"]), *arrays)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"'{path}' is no confusion of classes: make it again with `ovsl test`.") from error
+            return cls(int(arrays.pop("num_classes")), **arrays)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"'{path}' does not hold a confusion of classes ({error}): test again.") from error
 
 
 def confusion_file(result: Path) -> Path:

@@ -6,7 +6,7 @@ Everything that comes from a run (names of classes, datasets, runs) is escaped: 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -110,7 +110,7 @@ def _section(index: int, detail: Detail) -> str:
     if detail.confusion is not None:
         parts.append(_confusion(detail.confusion, [entry.name for entry in detail.result.per_class]))
     if detail.pictures:
-        parts.append(f'<div class="sheets">{"".join(_picture(*each) for each in detail.pictures.items())}</div>')
+        parts.append(f'<div class="sheets">{"".join(_sheet(*each) for each in detail.pictures.items())}</div>')
     return "\n".join(part for part in parts if part)
 
 
@@ -183,6 +183,12 @@ def _group(entry: ClassResult) -> str:
 
 def figure(name: str, data: bytes) -> str:
     """Put a PNG file into a page, with what stands below it."""
-    encoded = base64.b64encode(data).decode("ascii")
-    image = f'<img src="data:image/png;base64,{encoded}" alt="{escape(name)}">'
-    return f"<figure><h3>{escape(name)}</h3>{image}</figure>"
+    return f'<figure>{_image(name, data)}<figcaption class="note">{escape(name)}</figcaption></figure>'
+
+
+def _sheet(name: str, data: bytes) -> str:
+    return f"<figure><h3>{escape(name)}</h3>{_image(name, data)}</figure>"
+
+
+def _image(name: str, data: bytes) -> str:
+    return f'<img src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}" alt="{escape(name)}">'

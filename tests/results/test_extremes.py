@@ -38,7 +38,7 @@ def test_confusion_reads_back_and_names_what_goes_wrong(tmp_path: Path) -> None:
     assert most_confused(table, 10) == [7, 299, 9]
     assert most_confused(table, 1) == [7]
     (tmp_path / "cut.npz").write_bytes((tmp_path / "c.npz").read_bytes()[:40])
-    with pytest.raises(InputError, match="no confusion of classes"):
+    with pytest.raises(InputError, match="does not hold confusion of classes"):
         Confusion.read(tmp_path / "cut.npz")
 
 

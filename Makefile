@@ -8,7 +8,7 @@ DEMO := runs/demo
 INSTALL_SLURM := DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends munge slurm-wlm
 TOY := -c configs/data/toy.yaml -c configs/trainer/cpu.yaml
 
-.PHONY: help setup demo test test-slow test-slurm test-minimum golden bench lint typecheck docs format toy-clip toy-table toy-ablation light-grid clean
+.PHONY: help setup demo test test-slow test-pages test-slurm test-minimum golden bench lint typecheck docs format toy-clip toy-table toy-ablation light-grid clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ovsl needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -e '.[dev,export]'
+	$(BIN)/python -m pip install --progress-bar on -e '.[dev,export,demo]'
 	touch $@
 
 demo: setup ## train on the seen classes of the toy world, test on all of them, beside a training-free method
@@ -40,6 +40,9 @@ test: setup ## the test suite (without the slow ones)
 
 test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+test-pages: setup ## tests of the pages in a headless Chromium, where there is one
+	$(BIN)/python -m pytest -m slow tests/demo tests/results $(PYTEST)
 
 test-slurm: setup ## tests in a private SLURM of two nodes on this machine; installs it from Debian where it can
 	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || $(INSTALL_SLURM) || \

@@ -12,6 +12,7 @@ Sizes of networks go by the same words in every method: `width`, `num_heads`, `f
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     import torch
 
     from ovsl.api import LoadedMethod
+
+# Albumentations would ask PyPI for its newest version whenever it is imported.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 __version__ = "0.2.0"
 __all__ = ["__version__", "load"]

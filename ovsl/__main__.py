@@ -13,14 +13,11 @@ from pathlib import Path
 
 from ovsl import __version__
 from ovsl.errors import InputError, sentence
+from ovsl.help import VERBS, check_method, verb_help
 
-VERBS = {
-    "fit": "train a method; the same command again resumes",
-    "validate": "score a method on the validation sets",
-    "test": "score a method on the test sets",
-    "predict": "label photos with any words",
-}
 TOOLS = {
+    "demo": "open a page that labels photos with any words",
+    "completion": "print a script that completes ovsl's words in a shell",
     "convert": "turn a checkpoint of an official release into one of ovsl",
     "data": "look through a dataset for what is wrong with it",
     "export": "write a trained method with fixed words as ONNX",
@@ -51,6 +48,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if first in ("-h", "--help", "help"):
         print(usage())
         return 0 if given else 2
+    if first in VERBS and given[1:] in (["-h"], ["--help"]):
+        print(verb_help(first))
+        return 0
     if first == "--version":
         print(f"ovsl {__version__}")
         return 0
@@ -61,7 +61,10 @@ def main(args: Sequence[str] | None = None) -> int:
             status = importlib.import_module(f"ovsl.tools.{first}").main(given[1:])
             return status if isinstance(status, int) else 0
         elif first in VERBS or first.startswith("-"):
+            if given[1:] == ["--help", "all"]:
+                given.pop()
             check_files(given)
+            check_method(given)
             check_names(given)
             if first == "test" and names_suite(given):
                 return int(importlib.import_module("ovsl.tools.suite").main(given[1:]))
@@ -82,11 +85,12 @@ def usage() -> str:
     """Write what `ovsl --help` prints."""
     lines = ["ovsl: open-vocabulary semantic segmentation", "", "usage: ovsl VERB [-c FILE ...] [--option VALUE ...]"]
     for title, commands in (("verbs", VERBS), ("tools", TOOLS)):
-        lines += ["", f"{title}:", *(f"  {name:<9} {text}" for name, text in commands.items())]
+        lines += ["", f"{title}:", *(f"  {name:<10} {text}" for name, text in commands.items())]
     lines += [
         "",
         "`ovsl VERB --help` lists options, `ovsl fit --model.help ZegCLIP` those of a method, `ovsl --version` the",
-        "version. A file is a path, or a shipped configuration by name, such as ovsl:methods/zegclip or ovsl:data/toy.",
+        "version, `ovsl completion bash` a script for the shell. A file is a path, or a shipped configuration by name,",
+        "such as ovsl:methods/zegclip or ovsl:data/toy.",
     ]
     return "\n".join(lines)
 

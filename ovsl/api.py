@@ -158,8 +158,10 @@ class LoadedMethod:
         """
         return PhotoSegmenter(self.module, words, short_side, regions)
 
-    def to(self, device: str | torch.device) -> LoadedMethod:
-        """Move to a device."""
+    def to(self, device: str | torch.device | None = None) -> LoadedMethod:
+        """Move to a device; None takes a GPU if there is one."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.module.to(device)
         return self
 
@@ -174,10 +176,7 @@ def load(source: str | Path, device: str | torch.device | None = None) -> Loaded
     Raises:
         InputError: Nothing of that kind, or a trained method without weights.
     """
-    module = load_model(source)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return LoadedMethod(module.to(device))
+    return LoadedMethod(load_model(source)).to(device)
 
 
 def as_array(photo: Photo) -> np.ndarray:

@@ -18,6 +18,7 @@ import ovsl.methods  # noqa: F401 - importing the methods makes their bare names
 from ovsl.callbacks import (
     Execution,
     FiniteValues,
+    PredictionExtremes,
     PredictionFiles,
     PredictionPictures,
     Preemption,
@@ -96,6 +97,7 @@ class Command(LightningCLI):
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.add_lightning_class_args(Watchdog, "watchdog")
         parser.add_lightning_class_args(PredictionPictures, "pictures")
+        parser.add_lightning_class_args(PredictionExtremes, "extremes")
         parser.add_lightning_class_args(PredictionFiles, "predictions")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

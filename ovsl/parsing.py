@@ -69,11 +69,11 @@ def explain(message: str, parser: ArgumentParser) -> str:
     if found := re.search(r"unrecognized arguments: (.*)", message):
         written = re.split(r"[ =]", found[1])[0]
         owner = _last_class(message[: found.start()])
-        known = _options(owner) if owner else _option_strings(parser)
+        known = class_options(owner) if owner else _option_strings(parser)
         return _no_option(written.lstrip("-"), known, owner, where)
     if found := re.search(r"Option '([\w.]+)' is not accepted", message):
         owner = _last_class(message[: found.start()])
-        return _no_option(found[1], _options(owner), owner, where)
+        return _no_option(found[1], class_options(owner), owner, where)
     if (found := re.search(r"(?:--([\w.]+)\.help: )?Expected a dot import path string: (\S+)", message)) and (
         base := _base(found[1] or where, message[: found.start()])
     ):
@@ -162,7 +162,7 @@ def _option_strings(parser: ArgumentParser) -> list[str]:
     return [option.lstrip("-") for action in parser._actions for option in action.option_strings if option[:2] == "--"]
 
 
-def _options(owner: str) -> list[str]:
+def class_options(owner: str) -> list[str]:
     """Options of a class, those of the settings in it with a dot."""
     parser = ArgumentParser()
     parser.add_class_arguments(_load(owner), "x", fail_untyped=False)

@@ -83,3 +83,22 @@ def test_photos_smaller_than_a_patch_are_labelled(size: tuple[int, int], here: P
     Image.new("RGB", size[::-1], "red").save("photo.png")
     assert predict(["road", "sky"]) == 0
     assert labels().shape == size
+
+
+def test_photos_of_one_name_do_not_overwrite_each_other(here: Path) -> None:
+    rng = np.random.default_rng(1)
+    for folder in ("a", "b", "c"):
+        Path(folder).mkdir()
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(f"{folder}/same.png")
+    words = ["road", "sky"]
+    assert predict(words, "--data.images", '["a", "b"]') == 0
+    first = {path.name: path.read_bytes() for path in Path("run/predictions").iterdir()}
+    assert sum(name.endswith(".labels.png") for name in first) == 2, "two folders of one command"
+    assert predict(words, "--data.images", "c") == 0
+    second = {path.name: path.read_bytes() for path in Path("run/predictions").iterdir()}
+    assert second.items() >= first.items(), "those of another command stay"
+    assert json.loads(second["same-2.json"])["photo"] == str((here / "c/same.png").resolve())
+    assert predict(words, "--data.images", "c") == 0
+    assert {path.name for path in Path("run/predictions").iterdir()} == set(second), (
+        "the same photos again take their own"
+    )

@@ -3,6 +3,7 @@
 from ovsl.callbacks.average import WeightAverage
 from ovsl.callbacks.checkpoint import RunCheckpoint
 from ovsl.callbacks.execution import Execution
+from ovsl.callbacks.extremes import PredictionExtremes
 from ovsl.callbacks.finite import FiniteValues
 from ovsl.callbacks.pictures import PredictionPictures
 from ovsl.callbacks.predictions import PredictionFiles
@@ -13,6 +14,7 @@ from ovsl.callbacks.watchdog import Watchdog
 __all__ = [
     "Execution",
     "FiniteValues",
+    "PredictionExtremes",
     "PredictionFiles",
     "PredictionPictures",
     "Preemption",

@@ -91,26 +91,34 @@ class PredictionPictures(Callback):
 
 
 def as_pictures(found: Sequence[Segmentation], batch: EvaluationBatch) -> list[Picture]:
-    """Bring what was found in the first images of a batch to arrays; images to the size of their labels.
+    """Bring what was found in the first images of a batch to arrays, see `as_picture`.
 
     Args:
         found: For the first `len(found)` images of the batch.
         batch: With `semantic` and segments, or without.
     """
-    pictures = []
-    for index, segmentation in enumerate(found):
-        labels, panoptic = segmentation.labels.cpu().numpy(), segmentation.panoptic
-        image = batch["image"][index].permute(1, 2, 0).cpu().numpy()
-        height, width = labels.shape
-        if image.shape[:2] != (height, width):
-            image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-        truth = batch["semantic"][index].cpu().numpy() if "semantic" in batch else None
-        predicted = None if panoptic is None else _segments(panoptic.segment_ids, panoptic.classes)
-        true_segments = None
-        if predicted is not None and "segment_ids" in batch and "segment_classes" in batch:
-            true_segments = _segments(batch["segment_ids"][index], batch["segment_classes"][index])
-        pictures.append(Picture(batch["id"][index], image, labels, truth, predicted, true_segments))
-    return pictures
+    return [as_picture(segmentation, batch, index) for index, segmentation in enumerate(found)]
+
+
+def as_picture(found: Segmentation, batch: EvaluationBatch, index: int) -> Picture:
+    """Bring what was found in an image to arrays; the image to the size of its labels.
+
+    Args:
+        found: For the image `index` of the batch.
+        batch: With `semantic` and segments, or without.
+        index: Which image.
+    """
+    labels, panoptic = found.labels.cpu().numpy(), found.panoptic
+    image = batch["image"][index].permute(1, 2, 0).cpu().numpy()
+    height, width = labels.shape
+    if image.shape[:2] != (height, width):
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    truth = batch["semantic"][index].cpu().numpy() if "semantic" in batch else None
+    predicted = None if panoptic is None else _segments(panoptic.segment_ids, panoptic.classes)
+    true_segments = None
+    if predicted is not None and "segment_ids" in batch and "segment_classes" in batch:
+        true_segments = _segments(batch["segment_ids"][index], batch["segment_classes"][index])
+    return Picture(batch["id"][index], image, labels, truth, predicted, true_segments)
 
 
 def _segments(ids: Tensor, classes: Tensor) -> Segments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class PredictionFiles(BasePredictionWriter):
     In `<run directory>/predictions`: `<id>.labels.png` (16 bit, the index of the class), `<id>.overlay.png` and
     `<id>.json`; from methods that predict masks also `<id>.panoptic.png` (16 bit, the id of the segment, 0 for none),
     whose segments the JSON lists. `classes.json` names the indices: a folder holds the predictions of one list of
-    classes, and other ones are refused there.
+    classes, and other ones are refused there. Photos of one name from several folders get numbers; the JSON says which
+    photo it is about.
 
     Args:
         overlays: Whether to draw the overlays.
@@ -69,9 +71,10 @@ class PredictionFiles(BasePredictionWriter):
         evaluation = pl_module.evaluation.datasets[dataloader_idx]
         folder = self._folder(trainer, pl_module, evaluation.task.name)
         found: list[Segmentation] = prediction
-        for picture in as_pictures(found, batch):
-            target = target_below(folder, picture.id)
-            write_prediction(picture, evaluation.segmenter.vocabulary, target, self.overlays, pl_module.title)
+        paths = [str(Path(path).resolve()) for path in batch["path"]] if "path" in batch else [None] * len(found)
+        for picture, path in zip(as_pictures(found, batch), paths, strict=True):
+            target = own_target(target_below(folder, picture.id), path)
+            write_prediction(picture, evaluation.segmenter.vocabulary, target, self.overlays, pl_module.title, path)
             self.written += 1
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,6 +95,29 @@ def target_below(folder: Path, id: str) -> Path:
     if id == CLASSES:
         raise InputError(f"An image has the id {CLASSES!r}, and {folder / CLASSES}.json names the classes: rename it.")
     return path_below(folder, id)
+
+
+def own_target(target: Path, photo: str | None) -> Path:
+    """Leave what an earlier command wrote for another photo of the same name: this one gets a number.
+
+    Args:
+        target: Where the files of a photo of this name belong, without suffixes.
+        photo: Path of the photo; None where there is no file, then the name alone counts.
+    """
+    own = target
+    for number in itertools.count(2):
+        if photo is None or _photo_of(own) in (None, photo):
+            break
+        own = target.with_name(f"{target.name}-{number}")
+    return own
+
+
+def _photo_of(target: Path) -> str | None:
+    record = _with_suffix(target, ".json")
+    if not record.is_file():
+        return None
+    photo: str | None = json.loads(record.read_text(encoding="utf-8")).get("photo")
+    return photo
 
 
 def check_same_classes(folder: Path, vocabulary: Vocabulary) -> None:
@@ -130,7 +156,12 @@ def describe(module: SegmentationModule, vocabulary: Vocabulary) -> str:
 
 
 def write_prediction(
-    picture: Picture, vocabulary: Vocabulary, target: Path, overlay: bool = True, method: str = ""
+    picture: Picture,
+    vocabulary: Vocabulary,
+    target: Path,
+    overlay: bool = True,
+    method: str = "",
+    photo: str | None = None,
 ) -> None:
     """Write the files of one image.
 
@@ -140,6 +171,7 @@ def write_prediction(
         target: Where to, without the suffixes.
         overlay: Whether to draw the overlay.
         method: Who predicted, for the overlay and the JSON.
+        photo: Path of the photo, for the JSON; None where there is no file.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     labels, segments = picture.prediction, picture.segments
@@ -150,6 +182,7 @@ def write_prediction(
     record: dict[str, Any] = {
         "id": picture.id,
         "method": method,
+        **({"photo": photo} if photo is not None else {}),
         "size": list(labels.shape),
         "share": {c: round(float(s), 6) for c, s in zip(vocabulary.classes, shares, strict=True)},
     }

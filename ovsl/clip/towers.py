@@ -25,6 +25,7 @@ from ovsl.clip.split_attention import PROJECTIONS, split_attention
 from ovsl.clip.toy import TOY_CLIPS, load_toy_clip
 from ovsl.errors import InputError
 from ovsl.layers.image_normalization import ImageNormalization
+from ovsl.progress import progress
 
 ImageTowerUse = Literal["frozen", "trained", "unused"]
 """What a method does with the image tower of its CLIP.
@@ -224,7 +225,8 @@ class FrozenCLIP(nn.Module):
             Raw text features `(N, D)`, not normalised.
         """
         with torch.no_grad():
-            return torch.cat([self.model.encode_text(chunk) for chunk in tokens.split(chunk_size)])  # type: ignore[operator]
+            chunks = progress(tokens.split(chunk_size), f"Embedding {len(tokens)} prompts")
+            return torch.cat([self.model.encode_text(chunk) for chunk in chunks])  # type: ignore[operator]
 
     @property
     def sha256(self) -> str:

@@ -27,6 +27,13 @@ def draw_per_class_chart(results: Sequence[EvaluationResult], path: Path) -> Non
         results: What to draw.
         path: PNG file to write.
     """
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # names may have dollar signs
+        _draw(results, path)
+
+
+def _draw(results: Sequence[EvaluationResult], path: Path) -> None:
     from matplotlib.artist import Artist
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from PIL import Image
 
 from ovsl.vocabulary import Vocabulary
 
 IGNORED_COLOR = (255, 255, 255)
+
+plain_text = rc_context({"text.parse_math": False})
+"""Names are shown as they are, also those with dollar signs, which would be formulas otherwise."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class Picture:
         truth: Labels `(H, W)` or `ignore_index`; None where there is no ground truth.
         segments: Predicted segments; None where there are none.
         true_segments: Those of the ground truth, likewise.
+        note: Stands below the image on a sheet.
     """
 
     id: str
@@ -49,6 +55,7 @@ class Picture:
     truth: np.ndarray | None = None
     segments: Segments | None = None
     true_segments: Segments | None = None
+    note: str = ""
 
 
 def colorize(labels: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -67,6 +74,32 @@ def colorize_segments(segments: Segments, vocabulary: Vocabulary) -> np.ndarray:
     picture = table[segments.ids].round().astype(np.uint8)
     picture[borders(segments.ids)] = 0
     return picture
+
+
+def shrink(labels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Take the nearest pixel for each of a smaller map or image `(height, width, ...)`."""
+    rows = (np.arange(height) + 0.5) * labels.shape[0] / height
+    columns = (np.arange(width) + 0.5) * labels.shape[1] / width
+    return labels[np.ix_(rows.astype(int), columns.astype(int))]
+
+
+def reduced(picture: Picture, longest_side: int) -> Picture:
+    """Make a picture smaller, its maps by their nearest pixel; one that is not larger stays as it is."""
+    height, width = picture.prediction.shape
+    factor = longest_side / max(height, width)
+    if factor >= 1:
+        return picture
+    height, width = max(1, round(height * factor)), max(1, round(width * factor))
+    image = Image.fromarray(picture.image).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    truth, segments, true_segments = picture.truth, picture.segments, picture.true_segments
+    return replace(
+        picture,
+        image=np.asarray(image),
+        prediction=shrink(picture.prediction, height, width),
+        truth=None if truth is None else shrink(truth, height, width),
+        segments=segments and replace(segments, ids=shrink(segments.ids, height, width)),
+        true_segments=true_segments and replace(true_segments, ids=shrink(true_segments.ids, height, width)),
+    )
 
 
 def borders(labels: np.ndarray) -> np.ndarray:
@@ -105,6 +138,7 @@ def present_classes(maps: Sequence[np.ndarray], vocabulary: Vocabulary, most: in
     return sorted(int(index) for index in frequent if counts[index])
 
 
+@plain_text
 def draw_sheet(pictures: Sequence[Picture], vocabulary: Vocabulary, title: str) -> np.ndarray:
     """Draw a sheet of pictures, a row each: image, ground truth, prediction; with a legend of class names.
 
@@ -117,10 +151,12 @@ def draw_sheet(pictures: Sequence[Picture], vocabulary: Vocabulary, title: str) 
     ]
     shown = [m for p in pictures for m in (p.truth, p.prediction) if m is not None]
     patches = legend_patches(present_classes(shown, vocabulary), vocabulary)
-    height, width = pictures[0].image.shape[:2]
+    # A row is as high as the highest picture needs it, within bounds.
+    shape = min(max(picture.image.shape[0] / picture.image.shape[1] for picture in pictures), 2.0)
+    note_height = 0.18 if any(picture.note for picture in pictures) else 0.0
     legend_columns = 4
     legend_height = 0.22 * math.ceil(len(patches) / legend_columns) + 0.3
-    row_height = 2.4 * height / width + 0.06
+    row_height = 2.4 * shape + 0.06 + note_height
     figure = Figure((2.4 * len(columns) + 0.3, row_height * len(pictures) + legend_height + 0.7), layout="constrained")
     grid = figure.subplots(len(pictures), len(columns), squeeze=False)
     for axes, picture in zip(grid, pictures, strict=True):
@@ -129,6 +165,7 @@ def draw_sheet(pictures: Sequence[Picture], vocabulary: Vocabulary, title: str) 
             drawn = _column(picture, column, vocabulary)
             if drawn is not None:
                 axis.imshow(drawn, interpolation="nearest")
+        axes[0].text(0, -0.02, picture.note, transform=axes[0].transAxes, va="top", fontsize=7)
     for axis, column in zip(grid[0], columns, strict=True):
         axis.set_title(column, fontsize=9)
     figure.suptitle(title, fontsize=10)
@@ -180,6 +217,7 @@ def _column(picture: Picture, column: str, vocabulary: Vocabulary) -> np.ndarray
     return None if segments is None else colorize_segments(segments, vocabulary)
 
 
+@plain_text
 def draw_overlay(picture: Picture, vocabulary: Vocabulary, title: str = "") -> np.ndarray:
     """Draw a prediction over its photo, with a legend of the classes found, largest share first.
 

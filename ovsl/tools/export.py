@@ -19,6 +19,7 @@ from ovsl.errors import InputError
 from ovsl.evaluation import Segmenter
 from ovsl.inference import resize
 from ovsl.methods.base import SegmentationModule
+from ovsl.progress import busy
 from ovsl.tools.models import model_parser, trained_model
 from ovsl.vocabulary import Vocabulary, as_vocabulary
 
@@ -113,7 +114,7 @@ def export(
     expected = segmenter_answer(segmenter, image, output)
     wrapped = ExportedSegmenter(module, module.segmenter(vocabulary, dataset), output).eval()
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), busy("Exporting"):
             warnings.simplefilter("ignore")
             logging.getLogger("onnxscript").setLevel(logging.ERROR)
             program = torch.onnx.export(

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Literal
 
 from ovsl.errors import InputError
+from ovsl.progress import progress
 from ovsl.results.chart import draw_per_class_chart
 from ovsl.results.comparison import compare, format_comparisons
+from ovsl.results.curves import curves_html, training_curves
 from ovsl.results.diagnosis import SIMILAR, diagnose
 from ovsl.results.diagnosis_counts import DiagnosisCounts, diagnosis_file
 from ovsl.results.diagnosis_page import diagnosis_page
 from ovsl.results.image_counts import ImageCounts, counts_file
-from ovsl.results.page import results_page, run_pictures
+from ovsl.results.page import detail, results_page
 from ovsl.results.result import EvaluationResult
 from ovsl.results.tables import TableStyle, average_over_seeds, format_table
 from ovsl.runs.files import write_text
@@ -73,8 +75,8 @@ def report(
         format: Style of the table: `text`, `markdown`, `csv` or `latex` (with the booktabs package).
         output: File that the table is written to, instead of the terminal.
         chart: PNG file for a bar chart of the IoU of every class.
-        html: Folder for a page `index.html` with the table, the IoU of every class and the pictures of the runs, in
-            one file that needs no other.
+        html: Folder for a page `index.html`: the table, curves of training, and of each result its classes, the most
+            confused ones, the best and the worst images, in one file that needs no other.
         stage: Only the results of `ovsl test` or of `ovsl validate`; by default both.
         average_seeds: One row, mean and standard deviation, for runs whose names differ only in `-seed<number>`.
 
@@ -90,7 +92,10 @@ def report(
         draw_per_class_chart(results, chart)
         print(f"chart written to {chart}")
     if html is not None:
-        write_text(html / "index.html", results_page(results, run_pictures(found)))
+        files = sorted(found, key=lambda file: _order(found[file]))
+        details = [detail(file, found[file]) for file in progress(files, "Reading pictures")]
+        curves = curves_html(training_curves(list(dict.fromkeys(file.parent.parent for file in files))))
+        write_text(html / "index.html", results_page(results, details, curves))
         print(f"page written to {html / 'index.html'}")
 
 
@@ -209,7 +214,11 @@ def collect_files(paths: Iterable[Path], stage: str | None = None) -> dict[Path,
 
 
 def _sorted(results: Iterable[EvaluationResult]) -> list[EvaluationResult]:
-    return sorted(results, key=lambda each: (each.dataset, each.stage, each.method, each.run, each.step))
+    return sorted(results, key=_order)
+
+
+def _order(result: EvaluationResult) -> tuple[str | int, ...]:
+    return (result.dataset, result.stage, result.method, result.run, result.step)
 
 
 def _run_name(run_dir: Path, searched: Path) -> str:

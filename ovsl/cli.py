@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import dict_to_namespace
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -27,7 +28,7 @@ from ovsl.callbacks import (
     Watchdog,
 )
 from ovsl.cluster import check_launch
-from ovsl.command_line import method_asked_about, recorded_model
+from ovsl.command_line import RUN_OPTIONS, method_asked_about, recorded_model
 from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
@@ -48,6 +49,17 @@ LOGGER = {
 """The default logger. Another one takes over what it knows of these: no `save_dir` means the run directory."""
 
 
+CALLBACKS: dict[type[Callback], str] = {
+    Execution: "execution",
+    RunCheckpoint: "checkpoint",
+    Watchdog: "watchdog",
+    PredictionPictures: "pictures",
+    PredictionExtremes: "extremes",
+    PredictionFiles: "predictions",
+}
+"""What every run has that can be set, and the name of its settings."""
+
+
 class CommandParser(OneSentence, LightningArgumentParser):
     """Lightning's parser, with one sentence for a mistake."""
 
@@ -63,42 +75,11 @@ class Command(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run directory and the callbacks that every run has."""
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help="Folder of the run; default runs/<method>-<training vocabulary>. A second start there resumes.",
-        )
         parser.set_defaults({"data": {"class_path": "ovsl.data.SegmentationDataModule"}})
-        parser.add_argument(
-            "--print_recipe",
-            action="store_true",
-            help="Print what would be trained, on what and how, in a dozen lines, and stop.",
-        )
-        parser.add_argument(
-            "--diagnosis",
-            type=bool,
-            default=False,
-            help="In `ovsl test`: count where errors come from too, for `ovsl report --diagnosis`.",
-        )
-        parser.add_argument(
-            "--suite",
-            type=str | None,
-            default=None,
-            help="In `ovsl test`, on the command line: test every dataset of a suite (`ovsl/data/suites.yaml`).",
-        )
-        parser.add_argument(
-            "--accept_other_data",
-            type=bool,
-            default=False,
-            help="Go on with a run although its training data is not what it began with.",
-        )
-        parser.add_lightning_class_args(Execution, "execution")
-        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(Watchdog, "watchdog")
-        parser.add_lightning_class_args(PredictionPictures, "pictures")
-        parser.add_lightning_class_args(PredictionExtremes, "extremes")
-        parser.add_lightning_class_args(PredictionFiles, "predictions")
+        for name, options in RUN_OPTIONS.items():
+            parser.add_argument(f"--{name}", **options)
+        for callback, name in CALLBACKS.items():
+            parser.add_lightning_class_args(callback, name)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let a checkpoint fill what the user did not write: defaults < checkpoint < files < command line."""

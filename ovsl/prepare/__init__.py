@@ -9,6 +9,7 @@ from ovsl.prepare.card import Description
 from ovsl.prepare.cityscapes import cityscapes_19
 from ovsl.prepare.coco import coco_panoptic_133, mapillary_vistas_65, painted_coco_object_81
 from ovsl.prepare.conversion import Conversion, plan_conversion
+from ovsl.prepare.few_shot import fss_1000
 from ovsl.prepare.folder import OwnFolder, own_folder
 from ovsl.prepare.index_masks import camvid_11, coco_object_81, coco_stuff_171, foodseg_103
 from ovsl.prepare.layout import Item, Labelled, Layout, Release
@@ -23,6 +24,7 @@ LAYOUTS: Mapping[str, Callable[[], Layout]] = {
     "coco_panoptic_133": coco_panoptic_133,
     "coco_stuff_171": coco_stuff_171,
     "foodseg_103": foodseg_103,
+    "fss_1000": fss_1000,
     "mapillary_vistas_65": mapillary_vistas_65,
     "pascal_context_59": pascal_context_59,
     "pascal_context_60": pascal_context_60,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from ovsl.data.folder import LISTS, FolderSource, read_list
 from ovsl.errors import InputError
@@ -34,6 +35,7 @@ class OwnFolder(Layout):
     test_share: float = 0.2
     colors: list[str] | str | None = None
     ignore_colors: list[str] | None = None
+    remedy: ClassVar[str] = "mend the mask, or set --vocabulary, --colors or --ignored"
 
     def words(self) -> Vocabulary:
         """See `Layout`; a file of your own, or a shipped vocabulary."""
@@ -95,4 +97,4 @@ class OwnFolder(Layout):
 
 def own_folder(vocabulary: str, **options: object) -> OwnFolder:
     """Give a folder of your own, see `OwnFolder`."""
-    return replace(OwnFolder("your folder", vocabulary), **options)  # type: ignore[arg-type]
+    return replace(OwnFolder("your vocabulary", vocabulary), **options)  # type: ignore[arg-type]

@@ -6,8 +6,9 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -93,6 +94,7 @@ class Layout(ABC):
     ignored: int = 255
     tops: tuple[str, ...] = ("",)
     parts: Mapping[str, str] = field(default_factory=dict)
+    remedy: ClassVar[str] = "check that it is the release that was asked for, and that the file is as it was published"
 
     @abstractmethod
     def places(self, part: str) -> Places:
@@ -121,7 +123,7 @@ class Layout(ABC):
 
     def words(self) -> Vocabulary:
         """Give the vocabulary that rows are labelled by."""
-        return Vocabulary.load(self.vocabulary)
+        return _shipped(self.vocabulary)
 
     def find(self, root: Path, splits: Sequence[str] | None = None) -> Release:
         """Look for the release in a folder, and for every file of it.
@@ -139,25 +141,26 @@ class Layout(ABC):
             raise InputError(f"{self.title} has no split '{unknown[0]}': use {', '.join(self.parts)}.")
         wanted = {split: part for split, part in self.parts.items() if splits is None or split in splits}
         top = max((root / top for top in self.tops), key=lambda top: self._present(top, wanted))
-        found, notes = {}, []
+        found: dict[str, list[Item]] = {}
+        notes = []
         for split, part in wanted.items():
-            places, missing = _search(top, self.places(part))
-            lacking = f"no {' and no '.join(' or '.join(names) for names in missing)}"
-            if not missing:
-                extras, absent = _search(top, self.extras(part))
-                found[split] = self.items(places | extras, part)
-                notes += [f"{split}: there is no {' or '.join(names)}, which goes without" for names in absent]
+            items, lacking = self._items(top, part)
+            if items:
+                found[split] = items
+                notes += [f"{split} goes without {what}, which '{top}' does not have" for what in lacking]
             elif splits is not None:
-                raise InputError(f"{self.title} ({split}) cannot be prepared: '{top}' has {lacking}.")
+                raise InputError(
+                    f"{self.title} ({split}) cannot be prepared: '{top}' has no {' and no '.join(lacking)}."
+                )
             else:
-                notes.append(f"{split} is left out: '{top}' has {lacking}")
+                notes.append(f"{split} is left out: '{top}' has no {' and no '.join(lacking)}")
         if not found:
             tops = ", ".join(f"'{root / top}'" for top in self.tops)
             raise InputError(f"'{root}' does not hold {self.title} (looked in {tops}): {'; '.join(notes)}.")
         self._check_files(root, found)
-        items = [item for items in found.values() for item in items]
-        panoptic = all("panoptic" in item.labels for item in items)
-        instances = all("instances" in (item.annotation or {}) for item in items)
+        every = [item for items in found.values() for item in items]
+        panoptic = all("panoptic" in item.labels for item in every)
+        instances = all(isinstance(item.annotation, dict) and "instances" in item.annotation for item in every)
         return Release(found, panoptic, instances, tuple(notes))
 
     def relabel(self, values: np.ndarray, file: Path) -> np.ndarray:
@@ -181,9 +184,17 @@ class Layout(ABC):
             y, x = np.argwhere(outside)[0]
             raise InputError(
                 f"'{file}' has the label value {int(values[y, x])} at ({x}, {y}), which {self.title} does not have: "
-                "check that the release is the one that was asked for, and that the file is as it was published."
+                f"{self.remedy}."
             )
         return classes.astype(np.uint8 if vocabulary.ignore_index == 255 else np.uint16)
+
+    def _items(self, top: Path, part: str) -> tuple[list[Item], list[str]]:
+        """List the images of a split, none where something is lacking; and say what is."""
+        places, missing = _search(top, self.places(part))
+        extras, absent = _search(top, self.extras(part))
+        items = [] if missing else self.items(places | extras, part)
+        lacking = missing or (absent if items else [["image of it"]])
+        return items, [" or ".join(names) for names in lacking]
 
     def _present(self, top: Path, wanted: Mapping[str, str]) -> int:
         """Count the places that exist below a folder."""
@@ -192,13 +203,16 @@ class Layout(ABC):
     def _check_files(self, root: Path, found: Mapping[str, Sequence[Item]]) -> None:
         items = [item for of_split in found.values() for item in of_split]
         files = dict.fromkeys(file for item in items for file in (item.image, *item.labels.values()))
-        if not files:
-            raise InputError(f"{self.title} has no image in '{root}': unpack the release there.")
         if missing := [file for file in files if not file.is_file()]:
             raise InputError(
                 f"{len(missing)} of the {len(files)} files of {self.title} are missing in '{root}', the first is "
                 f"'{missing[0]}': unpack the release again."
             )
+
+
+@lru_cache
+def _shipped(name: str) -> Vocabulary:
+    return Vocabulary.load(name)
 
 
 def values_of(classes: Mapping[int, int], count: int, ignore_index: int, other: int | None = None) -> list[int]:

@@ -72,7 +72,10 @@ def test_a_list(mine: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        ("label", "'mine/masks/4.png' has the label value 3 at (0, 0), which your folder does not have"),
+        (
+            "label",
+            "'mine/masks/4.png' has the label value 3 at (0, 0), which your vocabulary does not have",
+        ),
         ("missing", "1 of the 20 files of folder 'mine/images' (train) are missing, the first is 'mine/masks/4.png'"),
         ("masks", "There is no folder 'mine/masks'"),
         ("split", "'mine' has no split 'validation': use train, test"),

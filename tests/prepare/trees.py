@@ -203,6 +203,21 @@ def foodseg_103(root: Path) -> Truth:
     return truth
 
 
+def fss_1000(root: Path) -> Truth:
+    listed, truth = entries("fss_1000"), {}
+    for split, (first, last) in {"train": (1, 521), "validation": (521, 761), "test": (761, 1001)}.items():
+        for index in range(first, last):
+            folder = listed[index]["name"].replace(" ", "_")
+            covered = labels(index, [0, index], 0, (4, 4))
+            write_image(root / f"fewshot_data/{folder}/1.jpg", 0, (4, 4))
+            write_labels(
+                root / f"fewshot_data/{folder}/1.png",
+                np.where(covered > 0, 128 + index % 128, index % 128).astype(np.uint8),
+            )
+            truth.setdefault(split, {})[f"{folder}/1"] = covered.astype(np.uint16)
+    return truth
+
+
 def camvid(root: Path) -> Truth:
     truth = draw_truth(
         {"train": ["0001TP_006690"], "validation": ["0016E5_07959"], "test": ["Seq05VD_f00000"]}, range(11)
@@ -283,7 +298,7 @@ def pascal_context_459(root: Path) -> Truth:
 TREES: dict[str, Callable[[Path], Truth]] = {
     tree.__name__: tree
     for tree in (
-        ade20k_150, ade20k_847, camvid, cityscapes_19, coco_object_81, coco_panoptic_133, coco_stuff_171, foodseg_103,
+        ade20k_150, ade20k_847, camvid, cityscapes_19, coco_object_81, coco_panoptic_133, coco_stuff_171, foodseg_103, fss_1000,
         mapillary_vistas_65, pascal_context_59, pascal_context_60, pascal_context_459, pascal_voc_20, pascal_voc_21,
     )
 }  # fmt: skip

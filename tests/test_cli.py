@@ -326,7 +326,7 @@ def test_a_test_with_a_diagnosis_has_the_same_scores_and_a_page(small, tmp_path)
     assert plain["intervals"] == diagnosed["intervals"]
     assert plain["intervals"].keys() == {name for name, value in plain["metrics"].items() if value is not None}
     files = {name: {file.name for file in (tmp_path / name / "results").iterdir()} for name in ("plain", "diagnosed")}
-    assert files["plain"] == {"test-toy.json", "test-toy.images.npz"}
+    assert files["plain"] == {"test-toy.json", "test-toy.images.npz", "test-toy.confusion.npz"}
     assert files["diagnosed"] == files["plain"] | {"test-toy.diagnosis.npz"}
     assert main(["report", "--diagnosis", str(tmp_path / "diagnosed")]) == 0
     (told,) = json.loads((tmp_path / "diagnosed/diagnosis/diagnosis.json").read_text())

@@ -299,6 +299,7 @@ TREES: dict[str, Callable[[Path], Truth]] = {
     tree.__name__: tree
     for tree in (
         ade20k_150, ade20k_847, camvid, cityscapes_19, coco_object_81, coco_panoptic_133, coco_stuff_171, foodseg_103,
-        fss_1000, mapillary_vistas_65, pascal_context_59, pascal_context_60, pascal_context_459, pascal_voc_20, pascal_voc_21,
+        fss_1000, mapillary_vistas_65,
+        pascal_context_59, pascal_context_60, pascal_context_459, pascal_voc_20, pascal_voc_21,
     )
 }  # fmt: skip

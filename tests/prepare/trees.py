@@ -210,10 +210,8 @@ def fss_1000(root: Path) -> Truth:
             folder = listed[index]["name"].replace(" ", "_")
             covered = labels(index, [0, index], 0, (4, 4))
             write_image(root / f"fewshot_data/{folder}/1.jpg", 0, (4, 4))
-            write_labels(
-                root / f"fewshot_data/{folder}/1.png",
-                np.where(covered > 0, 128 + index % 128, index % 128).astype(np.uint8),
-            )
+            grey = np.where(covered > 0, 128 + index % 128, index % 128).astype(np.uint8)
+            write_labels(root / f"fewshot_data/{folder}/1.png", grey)
             truth.setdefault(split, {})[f"{folder}/1"] = covered.astype(np.uint16)
     return truth
 
@@ -299,7 +297,7 @@ TREES: dict[str, Callable[[Path], Truth]] = {
     tree.__name__: tree
     for tree in (
         ade20k_150, ade20k_847, camvid, cityscapes_19, coco_object_81, coco_panoptic_133, coco_stuff_171, foodseg_103,
-        fss_1000, mapillary_vistas_65,
-        pascal_context_59, pascal_context_60, pascal_context_459, pascal_voc_20, pascal_voc_21,
+        fss_1000, mapillary_vistas_65, pascal_context_59, pascal_context_60, pascal_context_459, pascal_voc_20,
+        pascal_voc_21,
     )
 }  # fmt: skip

@@ -205,6 +205,8 @@ def main(args: Sequence[str] | None = None) -> Path:
         help="Evaluation dataset, where `model.inference_for` has one for it.",
     )
     config = parser.parse_args(None if args is None else list(args))
+    if config.out.exists():
+        raise InputError(f"{config.out} exists already; remove it, or give another name.")
     module = trained_model(parser, config)
     vocabulary = _vocabulary(config.vocabulary, module)
     size = (config.size, config.size) if isinstance(config.size, int) else tuple(config.size)

@@ -175,3 +175,11 @@ def test_untrained_weights_are_not_exported(tmp_path: Path) -> None:
         export.main([str(tmp_path / "out.onnx"), "-c", str(tmp_path / "config.yaml")])
     with pytest.raises(InputError, match="There is no checkpoint"):
         export.main([str(tmp_path / "o.onnx"), "-c", str(tmp_path / "config.yaml"), "--ckpt_path", "none.ckpt"])
+
+
+def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"dear")
+    (tmp_path / "config.yaml").write_text("model: {class_path: ovsl.methods.MaskCLIP}")
+    with pytest.raises(InputError, match="exists already"):
+        export.main([str(tmp_path / "model.onnx"), "-c", str(tmp_path / "config.yaml")])
+    assert (tmp_path / "model.onnx").read_bytes() == b"dear"

@@ -82,6 +82,8 @@ def status(command: Sequence[str]) -> int | str | None:
             command = [*command, "--size", "32", "--classes", "3"]
         elif "--dry_run" not in command:
             command = [*command, "--dry_run"]
+    elif command[0] == "demo":  # it would serve until it is stopped
+        command = [*command, "--print_config"]
     elif command[0] in VERBS and "--model.help" not in command:
         command = [*command, *QUICK]
     try:

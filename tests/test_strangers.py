@@ -55,7 +55,7 @@ def test_no_weights_file_runs_code(
     stack = [argument for config in CONFIGS for argument in ("-c", str(ROOT / config))]
     other = ["--run_dir", str(tmp_path / "other")]
     method = ["-c", str(ROOT / "configs/methods/proxyclip.yaml"), "-c", DATA, "-c", str(small)]
-    released = ["--model.clip.pretrained", bad, "--model.clip.quick_gelu", "false"]
+    clip = ["--model.clip.model", "ViT-B-32", "--model.clip.pretrained", bad, "--model.clip.quick_gelu", "false"]
     entries: dict[str, Callable[[], int]] = {
         "fit --ckpt_path": lambda: fit(small, tmp_path / "other", "--ckpt_path", bad),
         "fit --ckpt_path --weights_only": lambda: fit(
@@ -68,9 +68,7 @@ def test_no_weights_file_runs_code(
         "predict": lambda: main(["predict", "--ckpt_path", bad, *words, *other]),
         "export": lambda: main(["export", str(tmp_path / "out.onnx"), *stack, "-c", str(small), "--ckpt_path", bad]),
         "convert": lambda: main(["convert", "zegclip", bad, str(tmp_path / "out.ckpt")]),
-        "clip": lambda: main(
-            ["test", "--model", "MaskCLIP", "-c", DATA, "--model.clip.model", "ViT-B-32", *released, *other]
-        ),
+        "clip": lambda: main(["test", "--model", "MaskCLIP", "-c", DATA, *clip, *other]),
         "dino": lambda: main(["test", *method, "--model.dino.pretrained", bad, *other]),
     }
     for name, entry in entries.items():

@@ -165,8 +165,11 @@ def test_every_cell_of_a_study_is_understood(
     monkeypatch.chdir(ROOT)
     # The first backbone, row and seed with all the others of their axis: what differs is named once.
     for cell in one_axis_at_a_time(Study.read(file, seeds=(0,))):
+        command = list(cell.commands()[0])
+        if "--ckpt_path" in command:  # of a run that is not here
+            del command[(place := command.index("--ckpt_path")) : place + 2]
         with pytest.raises(SystemExit) as ended:
-            main([*cell.commands()[0], "--print_config"])
+            main([*command, "--print_config"])
         assert ended.value.code == 0, capsys.readouterr().err
 
 

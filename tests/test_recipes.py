@@ -417,6 +417,9 @@ EVALUATED: dict[str, dict[str, Any]] = {
         ("clip_dinoiser/test", "clip_dinoiser/test_background", "clip_dinoiser/imagenet"),
         facts(80, 448, 2048, (448, 224), {"pascal_voc_20 pottedplant": "potted plant"} | ADE_NAMES),
     ),
+    "training_free/maskclip": facts(
+        80, 448, 2048, (448, 224), {"pascal_voc_20 pottedplant": "potted plant"} | ADE_NAMES
+    ),
     "clip_diy/test": facts(1, None, windows="own"),
     "clip_diy/test_background": facts(1, None, windows="own", names={"pascal_voc_21 tvmonitor": "tv/monitor"}),
     **{

@@ -19,7 +19,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ovsl needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -e '.[dev,export,demo]'
+	$(BIN)/python -m pip install --progress-bar on -e '.[dev,export]'
 	touch $@
 
 demo: setup ## train on the seen classes of the toy world, test on all of them, beside a training-free method
@@ -42,7 +42,8 @@ test-slow: setup ## tests that take minutes
 	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 test-pages: setup ## tests of the pages in a headless Chromium, where there is one
-	$(BIN)/python -m pytest -m slow tests/demo tests/results $(PYTEST)
+	$(BIN)/python -m pip install --quiet -e '.[demo]'
+	$(BIN)/python -m pytest tests/demo tests/results $(PYTEST)
 
 test-slurm: setup ## tests in a private SLURM of two nodes on this machine; installs it from Debian where it can
 	@command -v slurmctld >/dev/null || [ -x /usr/sbin/slurmctld ] || $(INSTALL_SLURM) || \

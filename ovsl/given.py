@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ovsl.configuration import read_configuration
@@ -22,6 +23,11 @@ def given_options(args: Sequence[str], *names: str) -> dict[str, Any]:
     for source in (*_contents(line), vars(line)):
         given |= {name: source[name] for name in names if source.get(name) is not None}
     return given
+
+
+def configuration_files(args: Sequence[str]) -> list[Path]:
+    """Name the configuration files of a command, in order."""
+    return list(_scout(args, ()).config)
 
 
 def given_files(args: Sequence[str]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from tests.test_configs import row
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "docs/index.md", ROOT / "docs/cluster.md", *sorted((ROOT / "docs/how_to").glob("*.md"))]
 FIT = ["fit", "-c", "ovsl:methods/patch_text", "-c", "ovsl:data/toy", "-c", "ovsl:trainer/cpu"]
-MASKCLIP = ["test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy"]
+MASKCLIP = ["test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy", "--diagnosis", "true"]
 QUICK = shlex.split(
     "--data.batch_size 2 --data.num_workers 0 --trainer.accelerator cpu --trainer.enable_progress_bar false "
     "--trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1"
@@ -99,6 +99,7 @@ def test_the_commands_of_a_page(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delenv("OVSL_DATA", raising=False)
+    monkeypatch.setattr("ovsl.tools.demo.serve", lambda *_: None)
     words_and_files(page)
     if page.stem == "own_data":
         exec(blocks(page, "python")[0])

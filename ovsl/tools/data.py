@@ -14,6 +14,7 @@ from ovsl.data.catalogue import Catalogued, entry
 from ovsl.data.check import described, look_through, shared_images
 from ovsl.data.sources import Source
 from ovsl.errors import InputError
+from ovsl.given import configuration_files
 from ovsl.parsing import Parser
 from ovsl.results.drawing import draw_overlays
 from ovsl.runs.files import whole_file, write_text
@@ -57,7 +58,8 @@ def main(args: Sequence[str]) -> int:
     name = config.name
     if name is None:
         module = parser.instantiate_classes(config).data
-        name, sources = Path(str(config.config[-1])).stem if config.config else "data", configured(module)
+        files = configuration_files(args)
+        name, sources = files[-1].stem if files else "data", configured(module)
     else:
         sources = catalogued(name)
     return check(name, sources, config.samples or None, config.to)

@@ -102,7 +102,7 @@ class LabelledRows:
             InputError: A label lies outside the vocabulary.
         """
         if values.dtype == np.uint8:
-            labels: np.ndarray = cv2.LUT(values.astype(np.uint8, copy=False), self._labels)
+            labels: np.ndarray = cv2.LUT(values, self._labels)
             if not (labels == self._spare).any():
                 return labels
             classes = self._table[values]

@@ -18,7 +18,6 @@ from ovsl.tools.profile import RandomText, tiles
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
 
-METHODS = sorted(path.stem for path in (ROOT / "configs/methods").glob("*.yaml"))
 SIZES = ((96, 96), (96, 128), (160, 64), (128, 96), (64, 160))
 WORDS = Vocabulary.from_words([f"class {number}" for number in range(7)])
 
@@ -37,7 +36,7 @@ def trainer(precision: Any = "32-true") -> Trainer:
     return Trainer(accelerator="cpu", precision=precision, logger=False, enable_checkpointing=False)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["zegclip", "san", "fc_clip"])
 def test_every_network_compiles_as_a_whole_and_for_all_sizes(method: str) -> None:
     """No graph break; one size, then one side variable, then both: nothing is compiled for a fourth size."""
     model, graphs = built(method), []

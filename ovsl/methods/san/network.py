@@ -84,7 +84,7 @@ class SideAdapterNetwork(nn.Module):
         clip_scale: Size of CLIP's input relative to the side network's.
         supervised_blocks: Side blocks that are decoded in training, counted from 1; evaluation decodes the last.
         rescale_bias: Whether a learned scalar factor and offset act on all biases.
-        recognition: `shared` computes as little as the result needs, see `recognize` and `MaskDecoder.biases`;
+        recognition: `shared` computes as little as the result needs, see `recognize` and `MaskDecoder`;
             `literal` is the published form with the same result.
         checkpoint_activations: Keep only the inputs of all blocks in training and compute the rest twice; of the
             literal form, those of the deep blocks stay.

@@ -200,10 +200,10 @@ class MaskDecoder(nn.Module):
         queries = self.query_mlp(tokens[:, :num_queries])
         pixels = tokens[:, num_queries:]
         mask_logits = torch.einsum("bqc,bnc->bqn", queries, self.pixel_mlp(pixels)).unflatten(2, grid)
-        biases = (self.literal_biases if literal else self.biases)(queries, pixels)
+        biases = (self.literal_biases if literal else self.folded_biases)(queries, pixels)
         return mask_logits, biases.unflatten(4, grid)
 
-    def biases(self, queries: Tensor, pixels: Tensor) -> Tensor:
+    def folded_biases(self, queries: Tensor, pixels: Tensor) -> Tensor:
         """Compare queries with pixels, the last layer of the bias MLP applied to the queries.
 
         That layer is linear, so it may stand on either side of the product; pixels are many more than queries.
@@ -231,7 +231,7 @@ class MaskDecoder(nn.Module):
     def literal_biases(self, queries: Tensor, pixels: Tensor) -> Tensor:
         """Do the same as published: every pixel has an embedding for each layer and head.
 
-        Kept as the reference that `biases` is compared with, and for counting operations as the paper does.
+        Kept as the reference that `folded_biases` is compared with, and for counting operations as the paper does.
         """
         keys = self.bias_mlp(pixels).unflatten(2, (self.bias_layers, self.bias_heads, -1))
         biases = torch.einsum("bqc,bnlhc->lbhqn", queries, keys)

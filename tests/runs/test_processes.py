@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ovsl.runs.directory import RunDirectory
 from tests.conftest import ROOT
@@ -127,6 +128,30 @@ def test_a_data_worker_that_dies_is_one_sentence_and_loses_nothing(small: Path, 
     assert fit(small, tmp_path / "run", "--data.num_workers", "0") == 0
     assert fit(small, tmp_path / "whole") == 0
     assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+def test_three_processes_score_several_datasets_as_one_does(small: Path, tmp_path: Path) -> None:
+    """Ten images and two: neither divides by three, and one process has none of the second dataset."""
+    settings = yaml.safe_load(small.read_text())
+    evaluation = settings["data"]["init_args"]["evaluation"]
+    few = {"class_path": "ovsl.data.ToySource", "init_args": {"seed": 5, "length": 2}}
+    evaluation["few"] = {"vocabulary": "toy", "split": "zero_shot", "test": few}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(settings))
+    files = [argument for config in ("methods/maskclip", "data/toy") for argument in ("-c", f"ovsl:{config}")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for processes in ("1", "3"):
+        several = ["--trainer.devices", processes, *(["--trainer.strategy", "ddp"] if processes == "3" else [])]
+        where = ["-c", str(tmp_path / "two.yaml"), "--run_dir", str(tmp_path / "runs" / processes)]
+        test = [sys.executable, "-m", "ovsl", "test", *files, *where, *several]
+        subprocess.run(test, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=400)
+    for name in ("toy", "few"):
+        one, three = (
+            json.loads((tmp_path / f"runs/{processes}/results/test-{name}.json").read_text()) for processes in "13"
+        )
+        assert three["images"] == (10 if name == "toy" else 2)
+        for result in (one, three):
+            del result["created"], result["run"]
+        assert three == one
 
 
 KILLS = int(os.environ.get("OVSL_KILLS", "8"))

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ovsl.__main__ import main
 from tests.conftest import ROOT
+from tests.data.shards import write_shards
 
 CONFIGS = ["configs/methods/patch_text.yaml", "configs/data/toy.yaml"]
 EVERY_TWO = ["--trainer.val_check_interval", "2", "--trainer.check_val_every_n_epoch", "null"]
@@ -135,3 +137,24 @@ def test_a_validation_that_was_cut_short_is_done_again(
     assert json.loads(result.read_text())["metrics"] == expected["metrics"]
     assert fit(small, run) == 0
     assert "is complete: 4 of 4 steps" in capsys.readouterr().out
+
+
+def test_rows_of_files_with_workers_go_on_where_they_were_stopped(small: Path, tmp_path: Path) -> None:
+    write_shards(tmp_path / "data")
+    source = ["--data.train.class_path", "ovsl.data.ParquetSource", "--data.train.files", str(tmp_path / "data")]
+    streamed = [*source, "--data.vocabulary", "camvid_11", "--data.split", "null", "--data.num_workers", "2"]
+    assert fit(small, tmp_path / "whole", *streamed) == 0
+    assert fit(small, tmp_path / "run", *streamed, *fault("SignalAtStep", step=3)) == 75
+    assert fit(small, tmp_path / "run", *streamed) == 0
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+    found, expected = points(tmp_path / "run"), points(tmp_path / "whole")
+    assert found <= expected, "what was logged twice is the same"
+    # The trainer logs a step after the hook in which the signal is answered.
+    assert {step for _, step, _ in expected - found} == {3 - 1}
+
+
+def points(run: Path) -> set[tuple[str, int, float]]:
+    """Everything that a run wrote for TensorBoard: figure, step, value."""
+    log = EventAccumulator(str(run))
+    log.Reload()
+    return {(name, each.step, each.value) for name in log.Tags()["scalars"] for each in log.Scalars(name)}

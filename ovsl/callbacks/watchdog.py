@@ -31,7 +31,7 @@ class Watchdog(Callback):
 
     Args:
         patience: Seconds without any move of any process, in training and in evaluation; below the ten minutes after
-            which NCCL gives up, and above the longest single batch or compilation.
+            which NCCL gives up, and above the longest single batch, compilation or embedding of words.
     """
 
     def __init__(self, patience: float = 540.0) -> None:

@@ -9,8 +9,22 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ovsl.errors import InputError
+
+TEMPLATE = """\
+#!/bin/bash
+{options}
+set -euo pipefail
+# srun does not take over the cores of the job by itself since 22.05.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"
+{setup}
+# The last line hands its status on, and a task that crashes ends the others.
+exec srun --kill-on-bad-exit=1 {command}
+"""
+"""The script of a job; see `JobScript` for its parts."""
 
 NAMES_OF_SHELLS = ("bash", "interactive")
 """Job names that the trainer takes for an allocation worked in by hand."""
@@ -119,6 +133,8 @@ class JobScript:
         grace: Seconds before the limit at which SIGUSR1 comes; a checkpoint has to fit in.
         setup: Lines of the user's own before the command: modules, environments, a container's variables.
         options: Further `#SBATCH` options.
+        template: File with a script of the user's own, for containers and other launchers: `{options}` stands for the
+            lines of `#SBATCH`, `{setup}` for those of the setup, `{command}` for what each task runs.
     """
 
     command: Sequence[str]
@@ -135,6 +151,7 @@ class JobScript:
     grace: int = 180
     setup: Sequence[str] = ()
     options: Sequence[str] = ()
+    template: Path | None = None
 
     def __post_init__(self) -> None:
         if self.name in NAMES_OF_SHELLS or not re.fullmatch(r"[\w.+-]+", self.name):
@@ -158,17 +175,29 @@ class JobScript:
             "output": output,
             "open-mode": "append",
         }
-        lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in wanted.items() if value is not None)]
-        lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in self.options), "set -euo pipefail"]
-        lines += [
-            "# srun does not take over the cores of the job by itself since 22.05.",
-            'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
-            'export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$SLURM_CPUS_PER_TASK}"',
-            *self.setup,
-            "# The last line hands its status on, and a task that crashes ends the others.",
-            f"exec srun --kill-on-bad-exit=1 {shlex.join(self.command)}",
-        ]
-        return "\n".join(lines) + "\n"
+        lines = [f"#SBATCH --{key}={value}" for key, value in wanted.items() if value is not None]
+        lines += ["#SBATCH --requeue", *(f"#SBATCH {option}" for option in self.options)]
+        text = TEMPLATE if self.template is None else _own_template(self.template)
+        parts = {"{options}": lines, "{setup}": self.setup, "{command}": [shlex.join(self.command)]}
+        for name, part in parts.items():
+            text = text.replace(name, "\n".join(part))
+        return text
+
+
+def _own_template(file: Path) -> str:
+    """Read a user's template.
+
+    Raises:
+        InputError: It cannot be read, or has no place for the command.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the template {file} of a job ({error}).") from error
+    missing = next((name for name in ("{options}", "{command}") if name not in text), None)
+    if missing is not None:
+        raise InputError(f"The template {file} has no {missing}: that is where ovsl puts its own.")
+    return text
 
 
 def submit(script: str) -> str:

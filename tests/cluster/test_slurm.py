@@ -71,6 +71,23 @@ def test_the_script_is_one_that_bash_reads(tmp_path: Path) -> None:
         JobScript(["ovsl"], "bash", "out")
 
 
+def test_a_template_of_the_users_own_starts_the_command_in_a_container(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "job.sh"
+    own.write_text("#!/bin/bash\n{options}\n{setup}\nexec srun apptainer exec --nv ovsl.sif {command}\n")
+    command = ["submit", "fit", "--run_dir", "runs/mine", "--slurm.template", str(own), "--dry_run"]
+    assert main([*command, "--slurm.setup", '["module load apptainer"]']) == 0
+    first, *options, setup, last = capsys.readouterr().out.splitlines()
+    assert first == "#!/bin/bash"
+    assert all(line.startswith("#SBATCH --") for line in options)
+    assert setup == "module load apptainer"
+    assert last.startswith("exec srun apptainer exec --nv ovsl.sif ovsl fit --run_dir runs/mine")
+    own.write_text("{options}")
+    assert main(command) == 2
+    assert "has no {command}" in capsys.readouterr().err
+
+
 def test_submit_freezes_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ with ``hub.environment(folder)``.
 import base64
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ class Hub(ThreadingHTTPServer):
     Attributes:
         faults: Fault by a part of the file name: ``busy`` answers the first range request of that file with 503,
             ``drop`` closes the connection in the middle of its first body; each happens once per file and fault.
+            ``slow`` sends it in pieces, and waits between them.
             ``limited`` answers every one with 429, and asks to come back in a second.
         reads: Bytes sent per file.
         happened: Faults that took place, per kind.
@@ -222,7 +224,11 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(2)
         elif body:
-            self.wfile.write(data)
+            step = -(-len(data) // 8) if fault == "slow" else len(data)
+            for first in range(0, len(data), step or 1):
+                self.wfile.write(data[first : first + step])
+                self.wfile.flush()
+                time.sleep(0.1 if fault == "slow" else 0)
             self.server.reads[path.name] += len(data)
 
     def json(self, status: int, value: object, headers: dict[str, str] | None = None) -> None:

@@ -75,6 +75,8 @@ class SegmentationDataModule(LightningDataModule):
         group_by_orientation: bool = False,
     ) -> None:
         super().__init__()
+        # A small dataset may have no image for some processes.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("evaluation_batch_size", evaluation_batch_size, 1),

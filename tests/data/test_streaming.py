@@ -28,6 +28,7 @@ def streamed(tmp_path_factory) -> tuple[Path, Hub]:
     write_shard(folder / "repos" / "acme" / "broken" / "train-00000-of-00001.parquet", rows)
     with serve(folder / "repos") as hub:
         hub.faults = {"camvid/train-00001": "busy", "camvid/train-00002": "drop", "camvid/validation-00001": "drop"}
+        hub.faults["camvid/train-00003"] = "slow"
         client = subprocess.run(
             [sys.executable, "-m", "tests.data.hub_client", str(output)],
             cwd=ROOT,
@@ -46,7 +47,7 @@ def seen(output: Path, run: str) -> list[dict]:
 
 def test_connection_faults_are_survived(streamed):
     _, hub = streamed
-    assert hub.happened == Counter(busy=1, drop=2)
+    assert hub.happened == Counter(busy=1, drop=2, slow=1)
 
 
 @pytest.mark.parametrize("source", ["hub", "map"])
@@ -89,10 +90,7 @@ def test_errors_name_the_thing_and_the_remedy(streamed):
         assert "\n" not in errors[name]["message"]
 
 
-@pytest.mark.slow
-def test_a_hub_that_asks_to_wait_for_ever_is_given_up_with_a_word_before(tmp_path):
-    write_shards(tmp_path / "repos" / "acme" / "camvid")
-    code = """
+CLIENT = """
 import sys
 from ovsl.data import HubSource
 from ovsl.errors import InputError
@@ -104,9 +102,16 @@ try:
 except InputError as error:
     print(error, flush=True)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", ["limited", "moved"])
+def test_trouble_that_lasts_is_given_up_with_a_word(trouble, tmp_path):
+    shards = tmp_path / "repos" / "acme" / "camvid"
+    write_shards(shards)
     with serve(tmp_path / "repos") as hub:
         client = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", CLIENT],
             cwd=ROOT,
             env={**os.environ, **hub.environment(tmp_path / "home"), "OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
@@ -115,11 +120,17 @@ except InputError as error:
             text=True,
         )
         assert client.stdout.readline().strip() == str(sum(TRAIN))
-        hub.faults = {"camvid/train": "limited"}
+        if trouble == "limited":
+            hub.faults = {"camvid/train": "limited"}
+        else:
+            for shard in shards.rglob("*.parquet"):
+                shard.rename(shard.with_suffix(".moved"))
         client.stdin.write("go on\n")
         client.stdin.flush()
         said, complained = client.communicate(timeout=300)
-    assert "429" in complained.splitlines()[0], "a word while it waits"
-    assert hub.happened["limited"] > 5
-    assert "acme/camvid" in said
-    assert "(429), so go on later" in said
+    assert said.startswith("Cannot read Hub dataset 'acme/camvid' (train)")
+    if trouble == "limited":
+        assert "429" in complained.splitlines()[0], "a word while it waits"
+        assert "(429), so go on later" in said
+    else:
+        assert "404" in said or "not found" in said.lower()

@@ -16,7 +16,7 @@ class Execution(Callback):
 
     Args:
         compile: Compile networks by `torch.compile`. Text, targets, matching and losses stay outside. The second size
-            of images makes sizes variable, so that the following ones are not compiled again.
+            of images makes sizes variable, so that the following ones are not compiled again; SAN's are.
         backend: Backend of the compiler, `inductor` unless one looks for a mistake.
         channels_last: Keep the convolutions of the CLIP's image tower with channels last in memory, as cuDNN's kernels
             for half precision want them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -216,12 +217,15 @@ def test_only_what_is_used_is_decoded(release: Path, monkeypatch: pytest.MonkeyP
     prepare("coco_panoptic_133", release)
     decoded = []
 
-    def decode_image(value: object, what: str, mode: str | None = None) -> Image.Image:
-        decoded.append(what.split(" of ")[0])
-        return sources.decode_image(value, what, mode)  # type: ignore[arg-type]
+    def watched(decode: Callable[..., object]) -> Callable[..., object]:
+        def watch(value: object, what: str, **options: object) -> object:
+            decoded.append(what.split(" of ")[0])
+            return decode(value, what, **options)
 
-    for module in ("parquet", "truth"):
-        monkeypatch.setattr(f"ovsl.data.{module}.decode_image", decode_image)
+        return watch
+
+    monkeypatch.setattr("ovsl.data.parquet.decode_pixels", watched(sources.decode_pixels))
+    monkeypatch.setattr("ovsl.data.truth.decode_image", watched(sources.decode_image))
     instances_of = Mock(wraps=truth.instances_of)
     monkeypatch.setattr("ovsl.data.parquet.instances_of", instances_of)
     plain = Catalogued("coco_panoptic_133", panoptic=False)

@@ -45,6 +45,8 @@ class Preemption(Callback):
         self._step = trainer.global_step
         number = self._agreed()
         if number and trainer.global_step != trainer.max_steps:
+            # The trainer would log this step after the hook that is left here.
+            trainer._logger_connector.update_train_step_metrics()
             for checkpoint in _checkpoints(trainer):
                 checkpoint.save(trainer, validation_owed=validation_follows(trainer))
             self._leave(trainer, number)

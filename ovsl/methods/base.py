@@ -13,8 +13,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder, ViTTower
-from ovsl.data import EvaluationTransform
+from ovsl.clip import CLIPSettings, ImageTowerUse, SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
 from ovsl.data.batches import TrainingBatch
 from ovsl.data.order import sample_seed
 from ovsl.errors import InputError
@@ -69,10 +68,6 @@ class SegmentationModule(EvaluatedModule):
 
     trainable: ClassVar[bool] = True
     """Whether the method has anything to train; False for training-free ones."""
-
-    photo_transform: ClassVar[EvaluationTransform] = EvaluationTransform(512, 2048, enlarge=False, min_size=64)
-    """Size at which photos go through the network unless the user says another: that of the published tests, where it
-    does not enlarge them. Photos that are tiny or all but a line are brought to something that every network takes."""
 
     image_tower: ClassVar[ImageTowerUse] = "frozen"
     """What the method does with the image tower of the CLIP, see `ovsl.clip.CLIPSettings.build`."""
@@ -153,12 +148,6 @@ class SegmentationModule(EvaluatedModule):
     def networks(self) -> Iterable[nn.Module]:
         """Give the modules that `ovsl.callbacks.Execution` compiles; all of the method where it has no `network`."""
         yield getattr(self, "network", self)
-
-    @property
-    def smallest_side(self) -> int:
-        """Pixels below which no image goes through the image tower: one patch."""
-        tower = self.clip.image_tower
-        return tower.patch_size if isinstance(tower, ViTTower) else 1
 
     def use_own_words(self) -> None:
         """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
-from ovsl.clip import FrozenCLIP, TextEncoder
-from ovsl.data import SegmentationDataModule
+from ovsl.clip import FrozenCLIP, TextEncoder, ViTTower
+from ovsl.data import EvaluationTransform, SegmentationDataModule
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
 from ovsl.evaluation import DatasetEvaluation, EpisodeEvaluation, Evaluation, RunHeader, Segmenter, Words
 from ovsl.inference import Inference, Segmentation
@@ -41,6 +42,10 @@ class EvaluatedModule(RecordedModule, ABC):
     needs_regions: bool = False
     """Whether `forward` takes region maps, integers `(B, H, W)`, as its third argument."""
 
+    photo_transform: ClassVar[EvaluationTransform] = EvaluationTransform(512, 2048, enlarge=False, min_size=64)
+    """Size at which photos go through the network unless the user says another: that of the published tests, where it
+    does not enlarge them. Photos that are tiny or all but a line are brought to something that every network takes."""
+
     def __init__(
         self,
         clip: FrozenCLIP,
@@ -62,6 +67,12 @@ class EvaluatedModule(RecordedModule, ABC):
     @abstractmethod
     def text_classifier(self) -> TextEncoder:
         """Embeds vocabularies."""
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels below which no image goes through the image tower: one patch."""
+        tower = self.clip.image_tower
+        return tower.patch_size if isinstance(tower, ViTTower) else 1
 
     @property
     def method_name(self) -> str:

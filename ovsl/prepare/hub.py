@@ -49,9 +49,8 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
     Raises:
         InputError: The Hub cannot be reached or refuses.
     """
-    import httpx
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined] # httpx's, or httpx2's from 2.0 on
 
     check_push(repo)
     api = HfApi(library_name="ovsl")
@@ -75,6 +74,6 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         status = error.response.status_code if error.response is not None else None
         remedy = TOKEN_REMEDY if status in (401, 403) else "try again; what was uploaded is not sent twice"
         raise InputError(f"The Hub refuses to take '{folder}' as '{repo}' ({one_line(error)}): {remedy}.") from error
-    except (httpx.HTTPError, ConnectionError) as error:
+    except (HTTPError, ConnectionError) as error:
         raise InputError(f"The Hub does not answer ({one_line(error)}): check the network and HF_ENDPOINT.") from error
     return str(commit.commit_url)

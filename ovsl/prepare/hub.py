@@ -50,7 +50,7 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         InputError: The Hub cannot be reached or refuses.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined] # httpx's, or httpx2's from 2.0 on
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError  # httpx, or httpx2 from 2.0 on
 
     check_push(repo)
     api = HfApi(library_name="ovsl")

@@ -19,7 +19,7 @@ from ovsl.errors import InputError, is_lost_connection
 ENDED_BY_WATCHDOG = 1
 """Exit status: that of a crash."""
 
-DATA, FORWARD, BACKWARD, STEP, EVALUATION, EVALUATED = range(6)
+DATA, FORWARD, BACKWARD, STEP, EVALUATION, SEGMENTATION, EVALUATED = range(7)
 """How far a process is with a training batch and what belongs to it."""
 
 
@@ -115,7 +115,8 @@ class Watchdog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Begin a batch of it."""
-        self._mark(EVALUATION, f"in batch {batch_idx + 1} of an evaluation{self._after()}")
+        # The first may wait for the others: buffers are exchanged in it.
+        self._mark(SEGMENTATION, f"in batch {batch_idx + 1} of an evaluation{self._after()}")
 
     def on_validation_batch_end(
         self,
@@ -127,7 +128,7 @@ class Watchdog(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """End a batch of it."""
-        self._mark(EVALUATION, f"behind batch {batch_idx + 1} of an evaluation{self._after()}")
+        self._mark(SEGMENTATION, f"behind batch {batch_idx + 1} of an evaluation{self._after()}")
 
     def on_validation_epoch_end(self, *arguments: Any) -> None:
         """Gather the figures of all processes."""

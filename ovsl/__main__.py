@@ -14,6 +14,7 @@ from pathlib import Path
 from ovsl import __version__
 from ovsl.errors import InputError, sentence
 from ovsl.help import VERBS, check_method, verb_help
+from ovsl.shipped import nearest_beside
 
 TOOLS = {
     "demo": "open a page that labels photos with any words",
@@ -125,9 +126,8 @@ def check_files(given: Sequence[str]) -> None:
     for name in _named_files(given):
         path = Path(name)
         if not name.startswith("ovsl:") and "\n" not in name and not path.is_file():
-            there = [file.name for file in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            close = difflib.get_close_matches(path.name, there, n=1)
-            hint = f"did you mean {path.parent / close[0]}?" if close else "check the path."
+            near = nearest_beside(path)
+            hint = f"did you mean {near}?" if near else "check the path."
             raise InputError(f"There is no configuration file '{name}': {hint}")
 
 

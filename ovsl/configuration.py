@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ovsl.errors import InputError
-from ovsl.shipped import PREFIX, configuration_file
+from ovsl.shipped import PREFIX, configuration_file, nearest_beside
 
 BASE = "base"
 
@@ -63,8 +62,7 @@ def _base(file: Path, named: Any) -> Path:
         raise InputError(f"`base` of {file} is {named!r}: give the name of one file.")
     base = configuration_file(named) if named.startswith(PREFIX) else file.parent / named
     if not base.is_file():
-        there = [each.name for each in base.parent.glob("*.yaml")] if base.parent.is_dir() else []
-        close = difflib.get_close_matches(base.name, there, n=1)
-        hint = f"did you mean {close[0]}?" if close else "its path counts from the folder of the file."
+        near = nearest_beside(base)
+        hint = f"did you mean {near.name}?" if near else "its path counts from the folder of the file."
         raise InputError(f"{file} builds on {base}, which does not exist: {hint}")
     return base

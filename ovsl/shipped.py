@@ -42,6 +42,13 @@ def shipped_configuration(name: str) -> Path:
     return available[name]
 
 
+def nearest_beside(missing: Path) -> Path | None:
+    """Find the configuration file in the folder of a missing one whose name is nearest to its name, if one is near."""
+    there = [file.name for file in missing.parent.glob("*.yaml")] if missing.parent.is_dir() else []
+    close = difflib.get_close_matches(missing.name, there, n=1)
+    return missing.parent / close[0] if close else None
+
+
 def shipped_configurations() -> dict[str, Path]:
     """Files of all shipped configurations by name."""
     package = Path(__file__).parent

@@ -18,7 +18,8 @@ from ovsl.callbacks.debug import is_debug_run
 from ovsl.callbacks.pictures import as_picture
 from ovsl.data.batches import EvaluationBatch
 from ovsl.methods.base import SegmentationModule
-from ovsl.results.confusion import SUFFIX, Confusion
+from ovsl.metrics.segmentation import confusion_table
+from ovsl.results.confusion import Confusion, confusion_file
 from ovsl.results.drawing import Picture, draw_sheet, reduced
 
 MOST_CLASSES, LONGEST_SIDE = 1024, 512
@@ -102,7 +103,7 @@ class PredictionExtremes(Callback):
         evaluation = module.evaluation.datasets[dataset]
         name, root = evaluation.task.name, Path(trainer.default_root_dir)
         table = torch.stack([part.table for part in kept]).sum(0)
-        Confusion.of(table.cpu().numpy()).write(root / "results" / f"test-{name}{SUFFIX}")
+        Confusion.of(table.cpu().numpy()).write(confusion_file(root / "results" / f"test-{name}.json"))
         (root / "pictures").mkdir(parents=True, exist_ok=True)
         for which in ("best", "worst"):
             entries: list[Scored] = [entry for part in kept for entry in getattr(part, which)]
@@ -116,28 +117,11 @@ class PredictionExtremes(Callback):
         return replace(reduced(picture, LONGEST_SIDE), note=f"{picture.id[-60:]}: mIoU {100 * score:.1f} %")
 
 
-def confusion_table(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """Count pixels by their true and their predicted class.
-
-    Args:
-        prediction: Labels in 0..C-1, integers, any shape.
-        target: Labels in 0..C-1 or `ignore_index`, integers, same shape.
-        num_classes: Number of classes C.
-        ignore_index: Target value of pixels that do not count.
-
-    Returns:
-        int64 `(C, C)`, true classes in its rows.
-    """
-    counts = target != ignore_index
-    pairs = target[counts].long() * num_classes + prediction[counts].long()
-    return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
-
-
 def image_score(table: Tensor) -> Tensor:
     """Mean IoU in 0..1 of the classes of the ground truth, `()`; NaN where there is none.
 
     Args:
-        table: See `confusion_table`.
+        table: See `ovsl.metrics.segmentation.confusion_table`.
     """
     true_pixels, found_pixels, common = table.sum(1), table.sum(0), table.diagonal()
     present = true_pixels > 0

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ovsl.data.batches import AveragePrecisionRules
-from ovsl.data.local_files import locate
+from ovsl.data.local_files import data_folder, locate
 from ovsl.data.parquet import HubSource, ParquetSource
 from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, LabelTransform, Row, Source, label_table
 from ovsl.data.toy import ToySource
@@ -195,7 +194,7 @@ class Catalogued(Source):
             return ParquetSource(known.files, known.splits[self.split], ignore_index=known.ignore_index, **columns)
         missing = (
             f"Dataset '{known.name}' is not here: there is no folder '{known.files}' in the current folder or in "
-            f"'{os.environ.get('OVSL_DATA', 'data')}'"
+            f"'{data_folder()}'"
         )
         remedy = (
             f"put its Parquet files there ({', '.join(LOCAL_COLUMNS.values())} in each row; the release is at "

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, Row, Source, label_table
+from ovsl.data.sources import INVALID_LABEL, Row, Source, classes_of, label_table
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 
@@ -77,8 +77,7 @@ class Look:
             self.broken.append(f"There is no mask of '{row.id}'.")
             return None
         values = row.semantic.astype(np.int64)
-        known = (values >= 0) & (values < LABEL_VALUES)
-        classes = np.where(known, table[np.where(known, values, 0)], INVALID_LABEL)
+        classes = classes_of(values, table)
         for value in np.unique(values[classes == INVALID_LABEL]):
             self.outside.setdefault(int(value), []).append(row.id)
         labelled = (classes >= 0) & (classes < len(self.pixels))

@@ -11,12 +11,12 @@ import numpy as np
 
 from ovsl.data.sources import (
     INVALID_LABEL,
-    LABEL_VALUES,
     InstanceTruth,
     Row,
     Segments,
     Source,
     UndecodableImageError,
+    classes_of,
     label_table,
 )
 from ovsl.errors import InputError
@@ -110,8 +110,7 @@ class LabelledRows:
             classes = self._table[values]
         else:
             values = values.astype(np.int64)
-            known = (values >= 0) & (values < LABEL_VALUES)
-            classes = np.where(known, self._table[np.where(known, values, 0)], INVALID_LABEL)
+            classes = classes_of(values, self._table)
         if classes.min(initial=0) < 0:
             raise InputError(
                 f"Label value {int(values[classes < 0].max())} in row {index} ('{id}') of {self.source.name} is "
@@ -140,8 +139,7 @@ class LabelledRows:
         return InstanceTruth(instances.masks[kept], classes[kept], instances.crowd[kept])
 
     def _classes(self, categories: np.ndarray, what: str, index: int, id: str) -> np.ndarray:
-        known = (categories >= 0) & (categories < LABEL_VALUES)
-        classes = np.where(known, self._table[np.where(known, categories, 0)], INVALID_LABEL).astype(np.int64)
+        classes = classes_of(categories, self._table).astype(np.int64)
         if classes.min(initial=0) < 0:
             raise InputError(
                 f"Category {int(categories[classes < 0].max())} of {what} in row {index} ('{id}') of "

@@ -12,10 +12,15 @@ from ovsl.errors import InputError
 _NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.parquet$")
 
 
+def data_folder() -> Path:
+    """Folder of all data: what the environment variable `OVSL_DATA` names, else `data`."""
+    return Path(os.environ.get("OVSL_DATA", "data"))
+
+
 def locate(pattern: str) -> Path:
     """Take a path as given where it exists, otherwise below the folder of all data, if it exists there."""
     given = Path(pattern).expanduser()
-    stored = Path(os.environ.get("OVSL_DATA", "data")) / given
+    stored = data_folder() / given
     return stored if not given.exists() and stored.exists() else given
 
 

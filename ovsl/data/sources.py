@@ -201,6 +201,20 @@ def label_table(transform: LabelTransform, source_ignore_index: int, num_classes
     return np.where(ignored, ignore_index, np.where(valid, classes, INVALID_LABEL)).astype(np.int32)
 
 
+def classes_of(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Map label values of any size by a table.
+
+    Args:
+        values: Label values, integers, any shape.
+        table: See `label_table`.
+
+    Returns:
+        int32 of the same shape; `INVALID_LABEL` also for values that no table has.
+    """
+    known = (values >= 0) & (values < LABEL_VALUES)
+    return np.where(known, table[np.where(known, values, 0)], INVALID_LABEL).astype(table.dtype)
+
+
 class ImageFiles(Source):
     """Image files without labels.
 

@@ -15,7 +15,7 @@ from ovsl.evaluation.words import Words
 from ovsl.inference import MaskPrediction, Size
 from ovsl.metrics.boundary import boundary_counts
 from ovsl.metrics.margins import margin_counts
-from ovsl.metrics.segmentation import count_pixels
+from ovsl.metrics.segmentation import confusion_table, count_pixels
 from ovsl.results.diagnosis_counts import DiagnosisCounts
 from ovsl.scores import BINS
 
@@ -62,9 +62,7 @@ class Diagnosis(Metric):
                 the classes.
         """
         labels = trace.found.labels
-        kept = target != self.ignore_index
-        pairs = target[kept] * self.num_classes + labels[kept]
-        self.confusion = self.confusion + torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.confusion)
+        self.confusion = self.confusion + confusion_table(labels, target, self.num_classes, self.ignore_index)
         self._add("boundary", boundary_counts(labels, target, self.num_classes, self.ignore_index))
         self._add("true_masks", self._count(self._with_true_masks(trace, target, segment_ids), target))
         (first, *others) = trace.predictions

@@ -145,16 +145,33 @@ def count_pixels(prediction: Tensor, target: Tensor, num_classes: int, ignore_in
     Returns:
         Intersection, prediction area and target area, each (C,) int64.
     """
+    if num_classes**2 <= _TABLE_PER_PIXEL * target.numel():
+        table = confusion_table(prediction, target, num_classes, ignore_index)
+        return table.diagonal(), table.sum(0), table.sum(1)
     prediction, target = prediction.flatten().long(), target.flatten().long()
     ignored = target == ignore_index
-    # Ignored pixels fall into a bin of their own, which is cut off; selecting the others would cost twice the time.
-    if num_classes**2 <= _TABLE_PER_PIXEL * target.numel():
-        pairs = torch.add(prediction, target, alpha=num_classes).masked_fill_(ignored, num_classes**2)
-        table = _histogram(pairs, num_classes**2 + 1)[:-1].view(num_classes, num_classes)
-        return table.diagonal(), table.sum(0), table.sum(1)
     prediction, target = prediction.masked_fill(ignored, num_classes), target.masked_fill(ignored, num_classes)
     common = target.masked_fill(prediction != target, num_classes)
     return tuple(_histogram(labels, num_classes + 1)[:num_classes] for labels in (common, prediction, target))
+
+
+def confusion_table(prediction: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Count pixels by their true and their predicted class.
+
+    Args:
+        prediction: Labels in 0..C-1, integers, any shape.
+        target: Labels in 0..C-1 or `ignore_index`, integers, same shape.
+        num_classes: Number of classes C.
+        ignore_index: Target value of pixels that do not count.
+
+    Returns:
+        int64 `(C, C)`, true classes in its rows.
+    """
+    prediction, target = prediction.flatten().long(), target.flatten().long()
+    pairs = torch.add(prediction, target, alpha=num_classes)
+    # Ignored pixels fall into a bin of their own, which is cut off; selecting the others would cost twice the time.
+    pairs = pairs.masked_fill_(target == ignore_index, num_classes**2)
+    return _histogram(pairs, num_classes**2 + 1)[:-1].view(num_classes, num_classes)
 
 
 # One histogram of pairs is faster than three of labels as long as its table is not much larger than the image.

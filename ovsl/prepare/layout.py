@@ -74,6 +74,11 @@ class Release:
     instances: bool = False
     notes: tuple[str, ...] = ()
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {split: len(items) for split, items in self.splits.items()}
+
 
 @dataclass(frozen=True)
 class Layout(ABC):

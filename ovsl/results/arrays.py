@@ -39,6 +39,11 @@ def read_arrays(path: Path, what: str, verb: str) -> dict[str, np.ndarray]:
     return {name: values.astype(np.int64) if values.dtype.kind == "u" else values for name, values in arrays.items()}
 
 
+def beside(result: Path, suffix: str) -> Path:
+    """Where what belongs to a result file lies: `test-toy<suffix>` beside `test-toy.json`."""
+    return result.with_name(result.name.removesuffix(".json") + suffix)
+
+
 def _narrow(values: np.ndarray) -> np.ndarray:
     if values.dtype.kind not in "iu" or values.min(initial=0) < 0:
         return values

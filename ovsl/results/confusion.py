@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ovsl.errors import InputError
-from ovsl.results.arrays import read_arrays, write_arrays
+from ovsl.results.arrays import beside, read_arrays, write_arrays
 
 SUFFIX = ".confusion.npz"
 
@@ -61,7 +61,7 @@ class Confusion:
 
 def confusion_file(result: Path) -> Path:
     """Where the confusion of a result file lies."""
-    return result.with_name(result.name.removesuffix(".json") + SUFFIX)
+    return beside(result, SUFFIX)
 
 
 def most_confused(table: np.ndarray, most: int) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ovsl.errors import InputError
-from ovsl.results.arrays import read_arrays, write_arrays
+from ovsl.results.arrays import beside, read_arrays, write_arrays
 
 SUFFIX = ".diagnosis.npz"
 
@@ -56,4 +56,4 @@ class DiagnosisCounts:
 
 def diagnosis_file(result: Path) -> Path:
     """Where the counts of the diagnosis of a result file lie."""
-    return result.with_name(result.name.removesuffix(".json") + SUFFIX)
+    return beside(result, SUFFIX)

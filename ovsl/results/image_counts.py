@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ovsl.errors import InputError
-from ovsl.results.arrays import read_arrays, write_arrays
+from ovsl.results.arrays import beside, read_arrays, write_arrays
 from ovsl.scores import PIXELS, SEGMENTS
 
 SUFFIX = ".images.npz"
@@ -107,4 +107,4 @@ class ImageCounts:
 
 def counts_file(result: Path) -> Path:
     """Where the counts per image of a result file lie."""
-    return result.with_name(result.name.removesuffix(".json") + SUFFIX)
+    return beside(result, SUFFIX)

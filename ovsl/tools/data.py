@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -28,11 +27,7 @@ SHEET = 12
 class DataFile(ConfigurationFile):
     """Takes what concerns the data from a configuration file, whatever else is in it."""
 
-    def take(self, content: Any) -> Any:
-        """Choose the section of the data."""
-        if not isinstance(content, dict):
-            return content
-        return {name: content[name] for name in ("data",) if name in content}
+    sections = ("data",)
 
 
 def main(args: Sequence[str]) -> int:

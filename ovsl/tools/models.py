@@ -24,9 +24,6 @@ from ovsl.runs.record import CheckpointRecord, load_weights
 from ovsl.runs.trust import check_settings
 from ovsl.shipped import configuration_file
 
-SECTIONS = ("model", "seed_everything", "run_dir", "ckpt_path")
-"""What a tool reads of a whole experiment's file."""
-
 
 class ConfigurationFile(ActionConfigFile):
     """Takes a configuration file, or a shipped one by its name; one of a run may have the option names of its time."""
@@ -34,6 +31,9 @@ class ConfigurationFile(ActionConfigFile):
     HELP = (
         "Configuration file, or the name of a shipped one (ovsl:zegclip/voc_inductive, ovsl:data/toy); later ones win."
     )
+
+    sections: tuple[str, ...] | None = None
+    """What is read of a whole experiment's file; None for all of it."""
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """See `jsonargparse.ActionConfigFile`."""
@@ -48,18 +48,16 @@ class ConfigurationFile(ActionConfigFile):
             cfg[self.dest][-1] = Path_fr(str(file))
 
     def take(self, content: Any) -> Any:
-        """Choose what is taken of a file."""
-        return content
+        """Choose what is taken of a file: its `sections` that say something, where the class names any."""
+        if self.sections is None or not isinstance(content, dict):
+            return content
+        return {name: content[name] for name in self.sections if content.get(name) is not None}
 
 
 class ModelFile(ConfigurationFile):
     """Takes what concerns the model from a configuration file, whatever else a run has in it."""
 
-    def take(self, content: Any) -> Any:
-        """Choose the sections that a tool reads."""
-        if not isinstance(content, dict):
-            return content
-        return {name: content[name] for name in SECTIONS if content.get(name) is not None}
+    sections = ("model", "seed_everything", "run_dir", "ckpt_path")
 
 
 def model_parser(prog: str, description: str, required: bool = True) -> ArgumentParser:

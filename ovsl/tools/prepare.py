@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ovsl.data.catalogue import entry
+from ovsl.data.local_files import data_folder
 from ovsl.errors import InputError, StoppedError
 from ovsl.parsing import Parser
 from ovsl.prepare import (
@@ -90,20 +91,18 @@ def _plan(config: dict[str, Any]) -> Conversion:
     assert known.files is not None
 
     def describe(release: Release, plan: str) -> Description:
-        counts = {split: len(items) for split, items in release.splits.items()}
         return Description(
-            name, known.title, layout.words(), counts, plan, release.panoptic, release.instances, known.counts,
+            name, known.title, layout.words(), release.counts, plan, release.panoptic, release.instances, known.counts,
             release.notes, known.homepage, known.licence,
         )  # fmt: skip
 
-    target = target or Path(os.environ.get("OVSL_DATA", "data")) / known.files
+    target = target or data_folder() / known.files
     return plan_conversion(layout, source, target, describe, config["splits"], config["files"])
 
 
 def _describe_own(layout: Layout, target: Path) -> Any:
     def describe(release: Release, plan: str) -> Description:
-        counts = {split: len(items) for split, items in release.splits.items()}
-        return Description("folder", target.name, layout.words(), counts, plan, notes=release.notes)
+        return Description("folder", target.name, layout.words(), release.counts, plan, notes=release.notes)
 
     return describe
 

@@ -166,8 +166,7 @@ def _give(table: str, output: Path | None) -> None:
     if output is None:
         print(table, end="")
     else:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(table, encoding="utf-8")
+        write_text(output, table)
         print(f"table written to {output}")
 
 

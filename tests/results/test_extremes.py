@@ -10,8 +10,9 @@ import torch
 
 from ovsl.__main__ import main
 from ovsl.callbacks import extremes
-from ovsl.callbacks.extremes import confusion_table, image_score
+from ovsl.callbacks.extremes import image_score
 from ovsl.errors import InputError
+from ovsl.metrics.segmentation import confusion_table
 from ovsl.results.confusion import Confusion, most_confused
 from ovsl.results.drawing import Picture, Segments, draw_overlay, draw_sheet, reduced
 from ovsl.vocabulary import Vocabulary

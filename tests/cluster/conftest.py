@@ -19,6 +19,7 @@ import pytest
 
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "squeue")
 
+# A job that is queued again waits until its credential has expired: two minutes, where nothing is said.
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -26,7 +27,7 @@ SlurmctldPort={controller}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -68,13 +69,15 @@ class Slurm:
         shown = self.call("scontrol", "show", "job", job)
         return next((w.partition("=")[2] for w in shown.split() if w.startswith(f"{name}=")), "")
 
-    def wait(self, condition: Callable[[], object], what: str, seconds: float = 240) -> None:
-        """Wait for a condition, and show the output of all jobs where it does not come."""
+    def wait(self, condition: Callable[[], object], what: str, seconds: float = 400) -> None:
+        """Wait for a condition, and show jobs, nodes and the end of all outputs where it does not come."""
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
-                outputs = "\n".join(file.read_text()[-4000:] for file in self.folder.glob("**/*.out"))
-                pytest.fail(f"waited {seconds} s for {what}\n{outputs}")
+                files = [*self.folder.glob("**/*.out"), self.folder / "slurmctld.log"]
+                outputs = [file.read_text()[-4000:] for file in files if file.exists()]
+                state = [self.call("scontrol", "show", "jobs"), self.call("sinfo", "-N", "-o", "%N %T %E")]
+                pytest.fail("\n".join([f"waited {seconds} s for {what}", *outputs, *state]))
             time.sleep(0.5)
 
 
@@ -123,8 +126,16 @@ def slurm(monkeypatch_session: pytest.MonkeyPatch) -> Iterator[Slurm]:
     finally:
         for name in pids:
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int((folder / name).read_text()), signal.SIGTERM)
+                _end(int((folder / name).read_text()))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(process: int, seconds: float = 20) -> None:
+    """Stop a daemon and wait until it is gone, since it writes its state last."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        os.kill(process, signal.SIGTERM)
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")

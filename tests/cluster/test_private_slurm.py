@@ -55,7 +55,6 @@ def test_uneven_ranks_are_preempted_queued_again_and_end_as_if_nothing_had_been(
     slurm.call("scancel", "--signal=USR1", number)
     slurm.wait(lambda: slurm.field(number, "JobState") == "PENDING", "the requeue")
     assert slurm.field(number, "Restarts") == "1"
-    slurm.call("scontrol", "update", f"JobId={number}", "StartTime=now")
     slurm.wait(lambda: slurm.field(number, "JobState") == "COMPLETED", "the resumed run")
     output = next(slurm.folder.glob(f"preempted-{number}.out")).read_text()
     assert "Stopped by SIGUSR1" in output

@@ -258,7 +258,9 @@ class ClassAggregation(nn.Module):
         pooled = resample(maps, lambda planes: functional.avg_pool2d(planes, pooling)) if is_pooled else maps
         counts, padding = pooled.new_ones(num_classes), None
         missing = max(self.max_classes - num_classes, 0)
-        if missing:
+        # Where nothing is missing, training has a row that counts for nothing: processes that train together wait for
+        # the gradient of every parameter.
+        if missing or (self.padding_tokens is not None and torch.is_grad_enabled() and not as_released):
             rows = missing if as_released else 1
             counts = torch.cat([counts, counts.new_full((rows,), missing / rows)])
             padding = self.padding_tokens.expand(-1, rows, -1)  # type: ignore[union-attr]

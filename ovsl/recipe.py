@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 
 from ovsl.data import SegmentationDataModule, TrainTransform
 from ovsl.methods.base import SegmentationModule
-from ovsl.tools.models import forget_clip_weights
+from ovsl.tools.models import forget_weights
 
 
 def recipe(model: SegmentationModule, data: SegmentationDataModule, trainer: Mapping[str, Any]) -> str:
@@ -55,9 +55,7 @@ def anywhere(config: Namespace) -> None:
         config: The parsed configuration of a run, changed in place.
     """
     config.trainer.update(Namespace(accelerator="cpu", devices=1, num_nodes=1, strategy="auto", precision=None))
-    forget_clip_weights(config)
-    if config.model.init_args.get("backbone_pretrained"):
-        config.model.init_args.backbone_pretrained = False
+    forget_weights(config)
 
 
 def _devices(asked: Any) -> int:

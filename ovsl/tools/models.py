@@ -153,6 +153,17 @@ def model_settings(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
     return settings
 
 
+def forget_weights(config: Namespace) -> None:
+    """Let the parsed model stand on random weights: its CLIP, and the backbone, proxy or teacher beside it."""
+    forget_clip_weights(config)
+    for name, value in list(config.model.init_args.items(branches=False)):
+        key = name.rpartition(".")[2]
+        if key == "backbone_pretrained" and value:
+            config.model.init_args[name] = False
+        elif key == "pretrained" and value == "timm":
+            config.model.init_args[name] = None
+
+
 def forget_clip_weights(config: Namespace) -> None:
     """Let the parsed model stand on a randomly initialised CLIP."""
     clip = config.model.init_args.clip

@@ -20,7 +20,7 @@ from ovsl.clip import TextEmbeddings
 from ovsl.evaluation import Segmenter, Words
 from ovsl.inference import Prediction, WholeImage
 from ovsl.methods.base import SegmentationModule
-from ovsl.tools.models import build_model, forget_clip_weights, model_parser
+from ovsl.tools.models import build_model, forget_weights, model_parser
 from ovsl.vocabulary import Vocabulary
 
 aten = torch.ops.aten
@@ -230,11 +230,11 @@ def main(args: Sequence[str] | None = None) -> Profile:
         default=False,
         nargs="?",
         const=True,
-        help="Do without the pretrained weights of the CLIP; costs and sizes do not depend on them.",
+        help="Do without pretrained weights; costs and sizes do not depend on them.",
     )
     config = parser.parse_args(None if args is None else list(args))
     if config.random_weights:
-        forget_clip_weights(config)
+        forget_weights(config)
     options = {key: config[key] for key in ("size", "classes", "batch_size", "repeats", "device")}
     result = profile(build_model(parser, config), **options)
     print(result)

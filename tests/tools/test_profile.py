@@ -9,7 +9,9 @@ from ovsl.inference import WholeImage
 from ovsl.methods import FCCLIP, SAN, SegmentationModule, ZegCLIP
 from ovsl.methods.zegclip import ZegCLIPSizes
 from ovsl.tools import profile as tool
+from ovsl.tools.models import forget_weights, model_parser
 from ovsl.vocabulary import Vocabulary
+from tests.conftest import ROOT
 
 
 def random_segmenter(model: SegmentationModule, num_classes: int) -> Segmenter:
@@ -104,3 +106,13 @@ def test_any_method_is_profiled_from_its_configuration(
     assert few.latency > 0
     assert few.peak_memory > 2**20
     assert "multiply-adds" in capsys.readouterr().out
+
+
+def test_random_weights_reach_what_stands_beside_the_clip() -> None:
+    for name, part in (("training_free/corrclip", "last_block.init_args.proxy.init_args.settings.pretrained"),
+                       ("lseg/ade20k_vit_l_16", "backbone_pretrained")):  # fmt: skip
+        config = model_parser("test", "").parse_args(["-c", str(ROOT / f"experiments/{name}.yaml")])
+        assert config.model.init_args[part]
+        forget_weights(config)
+        assert not config.model.init_args[part]
+        assert config.model.init_args.clip.pretrained == "random"

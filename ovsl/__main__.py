@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if first in TOOLS:
             if first not in LIGHT:
-                check_names(given)
+                check_written(given)
             status = importlib.import_module(f"ovsl.tools.{first}").main(given[1:])
             return status if isinstance(status, int) else 0
         elif first in VERBS or first.startswith("-"):
@@ -66,7 +66,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 given.pop()
             check_files(given)
             check_method(given)
-            check_names(given)
+            check_written(given)
             if first == "test" and names_suite(given):
                 return int(importlib.import_module("ovsl.tools.suite").main(given[1:]))
             from ovsl.cli import run_lightning  # torch and Lightning, seconds of imports
@@ -110,11 +110,13 @@ def names_suite(given: Sequence[str]) -> bool:
     return "--suite" in words and not words & {"-h", "--help", "--print_config", "--print_recipe"}
 
 
-def check_names(given: Sequence[str]) -> None:
-    """Refuse options by names that they no longer have, see `ovsl.methods.renamed`."""
-    from ovsl.methods.renamed import check_command  # beside the methods, which import torch
+def check_written(given: Sequence[str]) -> None:
+    """Refuse options that there are no longer, or never were, before seconds are spent on imports."""
+    from ovsl.options import check_options  # YAML and numpy, a tenth of a second
+    from ovsl.renamed import check_command
 
     check_command(given)
+    check_options(given)
 
 
 def check_files(given: Sequence[str]) -> None:

@@ -10,31 +10,22 @@ from typing import Any
 
 import yaml
 from jsonargparse import dict_to_namespace
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
+import ovsl.callbacks
 import ovsl.data
-import ovsl.methods  # noqa: F401 - importing the methods makes their bare names known to the parser
-from ovsl.callbacks import (
-    Execution,
-    FiniteValues,
-    PredictionExtremes,
-    PredictionFiles,
-    PredictionPictures,
-    Preemption,
-    ResultFiles,
-    RunCheckpoint,
-    Watchdog,
-)
+import ovsl.methods
+from ovsl.callbacks import FiniteValues, Preemption, ResultFiles
 from ovsl.cluster import check_launch
-from ovsl.command_line import RUN_OPTIONS, method_asked_about, recorded_model
+from ovsl.command_line import method_asked_about, recorded_model
 from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
-from ovsl.methods.renamed import migrate_identity
+from ovsl.options import CALLBACKS, RUN_OPTIONS
 from ovsl.parsing import OneSentence
 from ovsl.recipe import anywhere, recipe
+from ovsl.renamed import migrate_identity
 from ovsl.runs.directory import RunDirectory, Start, plan
 from ovsl.tools.models import ConfigurationFile
 from ovsl.training import say, train
@@ -47,17 +38,6 @@ LOGGER = {
     "init_args": {"save_dir": "", "name": "", "version": "", "default_hp_metric": False},
 }
 """The default logger. Another one takes over what it knows of these: no `save_dir` means the run directory."""
-
-
-CALLBACKS: dict[type[Callback], str] = {
-    Execution: "execution",
-    RunCheckpoint: "checkpoint",
-    Watchdog: "watchdog",
-    PredictionPictures: "pictures",
-    PredictionExtremes: "extremes",
-    PredictionFiles: "predictions",
-}
-"""What every run has that can be set, and the name of its settings."""
 
 
 class CommandParser(OneSentence, LightningArgumentParser):
@@ -78,8 +58,8 @@ class Command(LightningCLI):
         parser.set_defaults({"data": {"class_path": "ovsl.data.SegmentationDataModule"}})
         for name, options in RUN_OPTIONS.items():
             parser.add_argument(f"--{name}", **options)
-        for callback, name in CALLBACKS.items():
-            parser.add_lightning_class_args(callback, name)
+        for name, callback in CALLBACKS.items():
+            parser.add_lightning_class_args(getattr(ovsl.callbacks, callback), name)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Let a checkpoint fill what the user did not write: defaults < checkpoint < files < command line."""

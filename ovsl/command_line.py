@@ -10,7 +10,7 @@ from typing import Any
 
 import ovsl.methods
 from ovsl.given import given_options
-from ovsl.methods.renamed import migrate
+from ovsl.renamed import migrate
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord
 from ovsl.runs.trust import check_settings, foreign_name
@@ -29,35 +29,6 @@ def method_asked_about(args: Sequence[str]) -> str | None:
     if asked not in ovsl.methods.__all__:
         return None
     return (inspect.getdoc(getattr(ovsl.methods, asked)) or "").partition("\nArgs:")[0].strip()
-
-
-RUN_OPTIONS: dict[str, dict[str, Any]] = {
-    "run_dir": {
-        "type": str | None,
-        "default": None,
-        "help": "Folder of the run; default runs/<method>-<training vocabulary>. A second start there resumes.",
-    },
-    "print_recipe": {
-        "action": "store_true",
-        "help": "Print what would be trained, on what and how, in a dozen lines, and stop.",
-    },
-    "diagnosis": {
-        "type": bool,
-        "default": False,
-        "help": "In `ovsl test`: count where errors come from too, for `ovsl report --diagnosis`.",
-    },
-    "suite": {
-        "type": str | None,
-        "default": None,
-        "help": "In `ovsl test`, on the command line: test every dataset of a suite (`ovsl/data/suites.yaml`).",
-    },
-    "accept_other_data": {
-        "type": bool,
-        "default": False,
-        "help": "Go on with a run although its training data is not what it began with.",
-    },
-}
-"""What the verbs have beside Lightning's options: arguments of `add_argument` by name."""
 
 
 def recorded_model(args: Sequence[str]) -> dict[str, Any] | None:

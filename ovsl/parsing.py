@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
-from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, get_loader, set_loader
 
 from ovsl.errors import InputError, causes
+from ovsl.options import nearest, no_option
 
 BASES = {
     "callbacks": "lightning.pytorch.Callback",
@@ -70,10 +69,10 @@ def explain(message: str, parser: ArgumentParser) -> str:
         written = re.split(r"[ =]", found[1])[0]
         owner = _last_class(message[: found.start()])
         known = class_options(owner) if owner else _option_strings(parser)
-        return _no_option(written.lstrip("-"), known, owner, where)
+        return no_option(written.lstrip("-"), known, owner, where)
     if found := re.search(r"Option '([\w.]+)' is not accepted", message):
         owner = _last_class(message[: found.start()])
-        return _no_option(found[1], class_options(owner), owner, where)
+        return no_option(found[1], class_options(owner), owner, where)
     if (found := re.search(r"(?:--([\w.]+)\.help: )?Expected a dot import path string: (\S+)", message)) and (
         base := _base(found[1] or where, message[: found.start()])
     ):
@@ -84,7 +83,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         return f"{owner.rpartition('.')[2] or 'The command'} needs {missing}: give it there or in a file (-c FILE)."
     if found := re.search(r"invalid choice: '?(\S+?)'? \(choose from (.*)\)", message):
         known = re.findall(r"[\w.-]+", found[2])
-        return f"There is no {found[1]!r}: {_hint(found[1], known)}"
+        return f"There is no {found[1]!r}: {nearest(found[1], known)}"
     if found := re.search(r"in \"(?:<unicode string>|.*?)\", line (\d+)", message):
         said = " ".join(message.partition(" while ")[2].splitlines()[:2]) or message.strip().splitlines()[0]
         return f"A configuration file is not YAML at line {found[1]}: {said}."
@@ -107,12 +106,6 @@ def _last_class(text: str) -> str:
     return found[-1] if found else ""
 
 
-def _no_option(written: str, known: Sequence[str], owner: str, where: str) -> str:
-    of = f" of {owner.rpartition('.')[2]}" if owner else ""
-    full = f"--{where}.{written}" if owner else f"--{written}"
-    return f"There is no option '{full}'{of}: {_hint(written, known)}"
-
-
 def _base(key: str, before: str) -> str:
     """Name the class whose kinds an option takes; empty where it takes something else."""
     last = key.rpartition(".")[2]
@@ -124,20 +117,7 @@ def _base(key: str, before: str) -> str:
 
 def _no_class(written: str, key: str, base: str) -> str:
     known = sorted(each.__name__ for each in _subclasses(_load(base)) if not inspect.isabstract(each))
-    return f"There is no {written!r} for --{key}: {_hint(written, known)}"
-
-
-def _hint(written: str, known: Sequence[str]) -> str:
-    """Say what is near, else what there is."""
-    # An option is also found by its last part, which is what one remembers of `trainer.max_steps`.
-    tails = {name.rpartition(".")[2]: name for name in reversed(known)}
-    close = difflib.get_close_matches(written, known, n=1, cutoff=0.7)
-    close = close or [tails[each] for each in difflib.get_close_matches(written.rpartition(".")[2], tails, n=1)]
-    if close:
-        return f"did you mean '{close[0]}'?"
-    few = [name for name in known if "." not in name]
-    listed = ", ".join(few[:20]) + (", ..." if len(few) > 20 else "")
-    return f"there are {listed}." if few else "see --help."
+    return f"There is no {written!r} for --{key}: {nearest(written, known)}"
 
 
 def _expected(message: str) -> str:

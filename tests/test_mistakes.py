@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,11 +123,34 @@ statuses = [main(args) for args in json.loads(sys.argv[1])]
 heavy = sorted({"torch", "lightning", "scipy", "matplotlib"} & set(sys.modules))
 print(json.dumps([statuses, heavy]))
 """
-    calls = [["--help"], ["--version"], ["fitt"], ["fit", "-c", "missing.yaml"], ["report", str(tmp_path)], []]
+    (tmp_path / "mine.yaml").write_text("model: {class_path: ZegCLIP, init_args: {dropuot: 0}}")
+    calls = [
+        ["--help"],
+        ["--version"],
+        ["fitt"],
+        ["fit", "-c", "missing.yaml"],
+        ["report", str(tmp_path)],
+        [],
+        ["fit", "-c", "ovsl:methods/patch_txt"],
+        ["fit", "-c", str(tmp_path / "mine.yaml")],
+        [*FIT, "--model.templatess", "x"],
+        [*FIT, "--model.clip.modell", "x"],
+        [*FIT, "--data.batch_sizes", "2"],
+        [*FIT, "--trainer.max_stepz", "3"],
+        [*FIT, "--max_steps", "3"],
+        [*FIT, "--checkpoint.moniter", "x"],
+        [*FIT, "--data.vocabulary", "ade20k_15"],
+        ["export", "--model", "SAN", "--model.sizes.widht", "3"],
+    ]
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(calls)], capture_output=True, text=True, check=True, cwd=ROOT
     )
     *printed, last = done.stdout.splitlines()
-    assert json.loads(last) == [[0, 0, 2, 2, 2, 2], []]
+    assert json.loads(last) == [[0, 0, *[2] * 14], []]
     assert f"ovsl {__version__}" in printed
     assert "holds no results" in done.stderr
+    near = re.findall(r"did you mean '?(?:ovsl:)?([\w./]+)'?", done.stderr)
+    assert near == [
+        "fit", "methods/patch_text", "dropout", "templates", "clip.model", "batch_size", "trainer.max_steps",
+        "trainer.max_steps", "checkpoint.monitor", "ade20k_150", "sizes.width",
+    ]  # fmt: skip

@@ -17,8 +17,8 @@ from ovsl.clip.toy import TOY_CLIPS
 from ovsl.configuration import read_configuration
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
-from ovsl.methods.renamed import current_content, migrate
 from ovsl.parsing import Parser
+from ovsl.renamed import current_content, migrate
 from ovsl.runs.directory import RunDirectory
 from ovsl.runs.record import CheckpointRecord, load_weights
 from ovsl.runs.trust import check_settings

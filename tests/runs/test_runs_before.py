@@ -12,7 +12,7 @@ import yaml
 
 from ovsl.__main__ import main
 from ovsl.errors import InputError
-from ovsl.methods.renamed import RENAMED, check_command, current_content, migrate, migrate_identity
+from ovsl.renamed import RENAMED, check_command, current_content, migrate, migrate_identity
 from ovsl.runs.directory import identity
 from ovsl.runs.record import CheckpointRecord
 from tests.conftest import ROOT

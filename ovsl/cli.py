@@ -21,6 +21,7 @@ from ovsl.cluster import check_launch
 from ovsl.command_line import method_asked_about, recorded_model
 from ovsl.data import SegmentationDataModule
 from ovsl.errors import InputError
+from ovsl.loggers import LOGGER, complete_content, complete_line, set_folder
 from ovsl.methods.base import SegmentationModule
 from ovsl.options import CALLBACKS, RUN_OPTIONS
 from ovsl.parsing import OneSentence
@@ -33,15 +34,17 @@ from ovsl.vocabulary import vocabulary_name
 
 __all__ = ["Command", "run_lightning"]
 
-LOGGER = {
-    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-    "init_args": {"save_dir": "", "name": "", "version": "", "default_hp_metric": False},
-}
-"""The default logger. Another one takes over what it knows of these: no `save_dir` means the run directory."""
-
 
 class CommandParser(OneSentence, LightningArgumentParser):
     """Lightning's parser, with one sentence for a mistake."""
+
+
+class CommandFile(ConfigurationFile):
+    """Takes a configuration file of a verb."""
+
+    def take(self, content: Any) -> Any:
+        """See `ConfigurationFile.take`; loggers of a list belong to the run too."""
+        return complete_content(super().take(content))
 
 
 class Command(LightningCLI):
@@ -50,7 +53,7 @@ class Command(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """As Lightning does, but configuration files may be shipped ones, `-c ovsl:NAME`, or those of older runs."""
         parser = CommandParser(**kwargs)
-        parser.add_argument("-c", "--config", action=ConfigurationFile, help=ConfigurationFile.HELP)
+        parser.add_argument("-c", "--config", action=CommandFile, help=CommandFile.HELP)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -74,7 +77,7 @@ class Command(LightningCLI):
         if (description := method_asked_about(given[1:])) is not None:
             print(description, end="\n\n")
         # Lightning's own version warns of arguments that come from Python, and has nothing else to add.
-        self.config = parser.parse_args(given)
+        self.config = parser.parse_args(complete_line(given))
 
     def _parse_ckpt_path(self) -> None:
         # Lightning's own version lets the checkpoint override the user; `parse_arguments` above replaces it.
@@ -100,8 +103,7 @@ class Command(LightningCLI):
             config.trainer.logger = False
         elif config.trainer.logger in (None, True):
             config.trainer.logger = dict_to_namespace(LOGGER)
-        if getattr(config.trainer.logger, "init_args", None) and config.trainer.logger.init_args.get("save_dir") == "":
-            config.trainer.logger.init_args.save_dir = config.run_dir
+        set_folder(config.trainer.logger, config.run_dir)
 
     def _default_run_name(self, config: Any) -> str:
         method = config.model.class_path.rsplit(".", 1)[-1]

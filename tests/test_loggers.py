@@ -30,6 +30,21 @@ def test_csv_goes_to_the_run_directory(given: str, fit: list[str], tmp_path: Pat
     assert main([*fit, *logger, "--trainer.max_steps", "3"]) == 0, "a run with another logger resumes"
 
 
+@pytest.mark.parametrize("given", ["list", "added", "file"])
+def test_several_loggers_go_to_the_run_directory(given: str, fit: list[str], tmp_path: Path) -> None:
+    several = "[CSVLogger, {class_path: TensorBoardLogger, init_args: {name: board}}]"
+    (tmp_path / "logger.yaml").write_text(f"trainer: {{logger: {several}}}")
+    logger = {
+        "list": ["--trainer.logger", several],
+        "added": ["--trainer.logger+=CSVLogger"],
+        "file": ["-c", str(tmp_path / "logger.yaml")],
+    }[given]
+    assert main([*fit, *logger, "--trainer.max_steps", "1"]) == 0
+    run = tmp_path / "run"
+    assert (run / "metrics.csv").is_file()
+    assert list((run if given == "added" else run / "board").glob("events.*"))
+
+
 def test_a_place_of_the_users_own_stays(fit: list[str], tmp_path: Path) -> None:
     place = ["--trainer.logger.save_dir", str(tmp_path / "own"), "--trainer.logger.name", "mine"]
     assert main([*fit, "--trainer.logger", "CSVLogger", *place, "--trainer.max_steps", "1"]) == 0

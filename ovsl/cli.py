@@ -10,13 +10,15 @@ from typing import Any
 
 import yaml
 from jsonargparse import dict_to_namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 import ovsl.callbacks
 import ovsl.data
 import ovsl.methods
-from ovsl.callbacks import FiniteValues, Preemption, ResultFiles
+from ovsl.callbacks import FiniteValues, Preemption, ProgressLines, ResultFiles
 from ovsl.cluster import check_launch
 from ovsl.command_line import method_asked_about, recorded_model
 from ovsl.data import SegmentationDataModule
@@ -114,6 +116,16 @@ class Command(LightningCLI):
         named = data.get("train") if isinstance(data.get("train"), str) else None
         words = data.get("vocabulary") or (named or "evaluation").partition("/")[0]
         return f"{method}-{vocabulary_name(words)}"
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """As Lightning does, with lines of a log instead of a bar where nobody sees a bar."""
+        asked = self.config_init[self.subcommand].trainer
+        own_bar = any(isinstance(each, ProgressBar) for each in asked.callbacks or ())
+        if asked.enable_progress_bar is False or own_bar or sys.stderr.isatty():
+            return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs, enable_progress_bar=False)
+        trainer.callbacks.append(ProgressLines())  # type: ignore[attr-defined] # given by the trainer's parts
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         """Give the model its settings, let `runs` decide how to start, and record the start."""

@@ -27,8 +27,10 @@ def complete_content(content: Any) -> Any:
         content: Of the file.
     """
     trainer = content.get("trainer") if isinstance(content, dict) else None
-    added = [key for key in ("logger", "logger+") if isinstance(trainer, dict) and isinstance(trainer.get(key), list)]
-    return content | {"trainer": trainer | {key: _completed(trainer[key]) for key in added}} if added else content
+    if not isinstance(trainer, dict):
+        return content
+    lists = {key: trainer[key] for key in ("logger", "logger+") if isinstance(trainer.get(key), list)}
+    return content | {"trainer": trainer | {key: _completed(each) for key, each in lists.items()}}
 
 
 def complete_line(args: Sequence[str]) -> list[str]:

@@ -133,9 +133,9 @@ def _check(path: tuple[str, ...], classes: Mapping[str, str], verb: str) -> None
     if verb not in VERBS:  # a tool, which has options of its own beside the model
         if group != "model":
             return
-    elif group not in (known := _groups()) and not _begins(group, known):
+    elif not _begins(group, groups := _groups()):
         of_trainer = (f"trainer.{name}" for name in parameters(TRAINER) or ())
-        raise InputError(no_option(".".join(path), [*known, *of_trainer]))
+        raise InputError(no_option(".".join(path), [*groups, *of_trainer]))
     found = parameters(classes[group]) if group in classes else None
     if not inner or found is None or inner[0] in _OF_A_CLASS:
         return
@@ -154,7 +154,7 @@ def _check(path: tuple[str, ...], classes: Mapping[str, str], verb: str) -> None
 
 
 def _begins(written: str, known: Iterable[str]) -> bool:
-    """Whether this may be an option cut short, which the parser may understand."""
+    """Whether this is an option, whole or cut short, which the parser may understand."""
     return any(name.startswith(written) for name in known)
 
 
@@ -241,9 +241,11 @@ def parameters(path: str, function: str = "__init__") -> dict[str, str] | None:
         if made.args.kwarg is None:
             return own
         # They may go to the base alone, or nothing is known of them.
+        above = f"super().{function}"
         uses = [each for each in ast.walk(made) if isinstance(each, ast.Name) and each.id == made.args.kwarg.arg]
-        passed = [each for each in ast.walk(made) if _is_super(each, function) and len(uses) == 1]
-        if not any(each.value is uses[0] for call in passed for each in call.keywords if each.arg is None):
+        calls = (each for each in ast.walk(made) if isinstance(each, ast.Call) and ast.unparse(each.func) == above)
+        passed = [each.value for call in calls for each in call.keywords if each.arg is None]
+        if len(uses) != 1 or uses[0] not in passed:
             return None
     elif _is_dataclass(node):
         fields = (each for each in node.body if isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name))
@@ -256,10 +258,6 @@ def parameters(path: str, function: str = "__init__") -> dict[str, str] | None:
             return None
         own = {**inherited, **own}
     return own
-
-
-def _is_super(node: ast.AST, function: str) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func) == f"super().{function}"
 
 
 def _is_dataclass(node: ast.ClassDef) -> bool:

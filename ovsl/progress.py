@@ -90,12 +90,45 @@ def _watched(items: Sequence[Item], what: str, watcher: Watcher) -> Iterator[Ite
 
 
 def _logged(items: Sequence[Item], what: str) -> Iterator[Item]:
-    start = time.monotonic()
-    spoken, next_line = False, start + SILENT
+    lines = Lines(what)
     for done, item in enumerate(items):
-        if (now := time.monotonic()) >= next_line:
-            spoken, next_line = True, now + INTERVAL
-            print(f"{what}: {done} of {len(items)}, {now - start:.0f} s", file=sys.stderr, flush=True)
+        lines.at(done, len(items))
         yield item
-    if spoken:
-        print(f"{what}: done, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    lines.end()
+
+
+class Lines:
+    """Lines of a log now and then; none of what is over at once.
+
+    Args:
+        what: Says what is done, such as "Embedding words".
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._start = time.monotonic()
+        self._next = self._start + SILENT
+        self._spoken = False
+
+    def at(self, done: int, of: int | None = None, more: Callable[[], str] = str) -> None:
+        """Say how far it is, where it is time to.
+
+        Args:
+            done: What is done of it.
+            of: Of how much; None where nobody knows.
+            more: Gives what stands behind; asked only where something is said.
+        """
+        if (now := time.monotonic()) < self._next:
+            return
+        self._spoken, self._next = True, now + INTERVAL
+        far = f"{done}" if of is None else f"{done} of {of}"
+        behind = more()
+        self._say(f"{far}, {now - self._start:.0f} s" + (f", {behind}" if behind else ""))
+
+    def end(self) -> None:
+        """Say that it is done, where anything was said of it."""
+        if self._spoken:
+            self._say(f"done, {time.monotonic() - self._start:.0f} s")
+
+    def _say(self, text: str) -> None:
+        print(f"{self.what}: {text}", file=sys.stderr, flush=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from ovsl import progress as module
+from ovsl.__main__ import main
 from ovsl.progress import busy, progress, watched
+from tests.conftest import ROOT
 
 
 class Terminal(io.StringIO):
@@ -85,3 +89,23 @@ def test_work_without_steps_speaks_until_it_ends(
     assert spoken[0] == "Exporting: 0 s"
     with pytest.raises(ValueError, match="broken"), busy("Exporting"):
         raise ValueError("broken")
+
+
+@pytest.mark.parametrize("bar", ["true", "false"])
+def test_a_run_without_a_terminal_gets_lines_unless_it_wants_none(
+    bar: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "SILENT", 0.0)
+    monkeypatch.setattr(module, "INTERVAL", 0.0)
+    files = (ROOT / "configs/methods/patch_text.yaml", ROOT / "configs/data/toy.yaml", small)
+    fit = ["fit", *(word for file in files for word in ("-c", str(file))), "--run_dir", str(tmp_path / "run")]
+    short = ["--trainer.max_steps", "2", "--trainer.limit_val_batches", "2", "--trainer.val_check_interval", "2"]
+    assert main([*fit, *short, "--trainer.enable_progress_bar", bar]) == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith(("Training", "Validating"))]
+    assert bool(re.search(r"^Training, steps: 2 of 2, \d+ s, train/loss [\d.]+$", said.err, re.MULTILINE)) == (
+        bar == "true"
+    )
+    assert any(line.startswith("Validating, batches: 2 of 2") for line in lines) == (bar == "true")
+    assert bool(lines) == (bar == "true")
+    assert "\r" not in said.out + said.err

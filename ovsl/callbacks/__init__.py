@@ -8,6 +8,7 @@ from ovsl.callbacks.finite import FiniteValues
 from ovsl.callbacks.pictures import PredictionPictures
 from ovsl.callbacks.predictions import PredictionFiles
 from ovsl.callbacks.preemption import Preemption
+from ovsl.callbacks.progress import ProgressLines
 from ovsl.callbacks.results import ResultFiles
 from ovsl.callbacks.watchdog import Watchdog
 
@@ -18,6 +19,7 @@ __all__ = [
     "PredictionFiles",
     "PredictionPictures",
     "Preemption",
+    "ProgressLines",
     "ResultFiles",
     "RunCheckpoint",
     "Watchdog",

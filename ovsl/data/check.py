@@ -12,6 +12,7 @@ import numpy as np
 
 from ovsl.data.sources import INVALID_LABEL, Row, Source, classes_of, label_table
 from ovsl.errors import InputError
+from ovsl.progress import progress
 from ovsl.vocabulary import Vocabulary
 
 NAMED = 3
@@ -145,9 +146,9 @@ def look_through(
     zeros = np.zeros(len(vocabulary), np.int64)
     look = Look(split, source.name, len(source), source.columns(), zeros, zeros.copy())
     pictures: list[tuple[str, np.ndarray, np.ndarray]] = []
-    for index in source.order(0, 0)[:samples]:
+    for index in progress(source.order(0, 0)[:samples].tolist(), f"Reading {split}"):
         try:
-            row = source.row(int(index))
+            row = source.row(index)
         except InputError as error:
             look.broken.append(str(error))
             continue

@@ -25,6 +25,7 @@ from ovsl.clip.split_attention import pack_attention
 from ovsl.data.sources import one_line
 from ovsl.errors import InputError
 from ovsl.methods.base import SegmentationModule
+from ovsl.progress import busy
 from ovsl.runs.record import save_checkpoint_file
 from ovsl.tools.models import build_model, forget_clip_weights, model_parser, model_settings
 from ovsl.vocabulary import Vocabulary, as_vocabulary
@@ -128,7 +129,8 @@ def main(args: Sequence[str] | None = None) -> Path:
     out: Path = config.out
     if out.exists():
         raise InputError(f"{out} exists already; remove it, or give another name.")
-    state_dict = read_state_dict(config.file, config.trust)
+    with busy(f"Reading {config.file}"):
+        state_dict = read_state_dict(config.file, config.trust)
     vocabulary_name, split = config.vocabulary, config.split
     if config.model is None:
         published = _published_settings(config.method, state_dict)
@@ -142,14 +144,17 @@ def main(args: Sequence[str] | None = None) -> Path:
         clip.quick_gelu = quick_gelu
     settings = model_settings(parser, config)
     vocabulary = None if vocabulary_name is None else as_vocabulary(vocabulary_name, split)
-    module = build_model(parser, config)
+    with busy(f"Building {config.model.class_path.rpartition('.')[2]}"):
+        module = build_model(parser, config)
     if not isinstance(module, methods[config.method]):
         raise InputError(f"The configuration is for {type(module).__name__}, not for {config.method!r}.")
-    checkpoint = convert(module, state_dict, settings, vocabulary)
+    with busy(f"Converting {len(state_dict)} tensors"):
+        checkpoint = convert(module, state_dict, settings, vocabulary)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if config.clip_from_release:
-        _write_clip(module, out.with_suffix(".clip.safetensors"), checkpoint)
-    save_checkpoint_file(checkpoint, out)
+    with busy(f"Writing {out}"):
+        if config.clip_from_release:
+            _write_clip(module, out.with_suffix(".clip.safetensors"), checkpoint)
+        save_checkpoint_file(checkpoint, out)
     seen = "unknown" if vocabulary is None else f"{vocabulary.name}, {len(vocabulary.seen_indices)} classes seen"
     print(f"{out}: {len(checkpoint['state_dict'])} tensors of {type(module).__name__}; trained on: {seen}.")
     return out

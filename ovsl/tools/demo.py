@@ -9,6 +9,7 @@ from ovsl.api import LoadedMethod, load
 from ovsl.data.image_files import find_images
 from ovsl.demo.server import LOOPBACK, listen, serve
 from ovsl.errors import InputError
+from ovsl.progress import busy
 from ovsl.tools.models import model_parser, trained_model
 
 DESCRIPTION = """Open a page: drop a photo, type words, and see what a method finds, or two side by side.
@@ -37,12 +38,13 @@ def main(args: Sequence[str]) -> None:
         raise InputError("The page needs Gradio: pip install 'ovsl[demo]'.")
     taken = listen(config.host, config.port)
     samples = [(str(path), "") for path in find_images([config.samples])[0][:MOST_SAMPLES]] if config.samples else []
-    if config.model is not None:
-        methods = [(config.run_dir or "command line", LoadedMethod(trained_model(parser, config)).to())]
-    else:
-        source = config.ckpt_path or config.run_dir or DEFAULT
-        methods = [(source, load(source))]
-    methods += [(source, load(source)) for source in config.compare]
+    with busy("Loading"):
+        if config.model is not None:
+            methods = [(config.run_dir or "command line", LoadedMethod(trained_model(parser, config)).to())]
+        else:
+            source = config.ckpt_path or config.run_dir or DEFAULT
+            methods = [(source, load(source))]
+        methods += [(source, load(source)) for source in config.compare]
     if config.host not in LOOPBACK:
         print(f"Whoever reaches {config.host} can use the page.")
     serve(by_title(methods), samples, taken, config.host)

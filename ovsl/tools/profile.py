@@ -20,6 +20,7 @@ from ovsl.clip import TextEmbeddings
 from ovsl.evaluation import Segmenter, Words
 from ovsl.inference import Prediction, WholeImage
 from ovsl.methods.base import SegmentationModule
+from ovsl.progress import busy
 from ovsl.tools.models import build_model, forget_weights, model_parser
 from ovsl.vocabulary import Vocabulary
 
@@ -236,6 +237,7 @@ def main(args: Sequence[str] | None = None) -> Profile:
     if config.random_weights:
         forget_weights(config)
     options = {key: config[key] for key in ("size", "classes", "batch_size", "repeats", "device")}
-    result = profile(build_model(parser, config), **options)
+    with busy("Profiling"):
+        result = profile(build_model(parser, config), **options)
     print(result)
     return result

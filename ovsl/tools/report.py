@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ovsl.errors import InputError
-from ovsl.progress import progress
+from ovsl.progress import busy, progress
 from ovsl.results.chart import draw_per_class_chart
 from ovsl.results.comparison import compare, format_comparisons
 from ovsl.results.curves import curves_html, training_curves
@@ -89,7 +89,8 @@ def report(
         results = average_over_seeds(results)
     _give(format_table(results, format), output)
     if chart is not None:
-        draw_per_class_chart(results, chart)
+        with busy("Drawing"):
+            draw_per_class_chart(results, chart)
         print(f"chart written to {chart}")
     if html is not None:
         files = sorted(found, key=lambda file: _order(found[file]))
@@ -118,7 +119,8 @@ def report_comparison(
     shared = [key for key in before if key in after]
     if not shared:
         raise InputError(f"'{first}' and '{second}' have no dataset in common: test both on the same one.")
-    _give(format_comparisons([compare(before[key], after[key]) for key in shared], format), output)
+    comparisons = [compare(before[key], after[key]) for key in progress(shared, "Comparing")]
+    _give(format_comparisons(comparisons, format), output)
 
 
 def report_diagnosis(run_dirs: list[Path], html: Path | None = None, similarity: float = SIMILAR) -> None:
@@ -136,8 +138,7 @@ def report_diagnosis(run_dirs: list[Path], html: Path | None = None, similarity:
     files = sorted(found, key=lambda file: (found[file].dataset, found[file].method, found[file].run))
     told = [
         diagnose(found[file], DiagnosisCounts.read(diagnosis_file(file)), similarity)
-        for file in files
-        if diagnosis_file(file).is_file()
+        for file in progress([each for each in files if diagnosis_file(each).is_file()], "Diagnosing")
     ]
     if not told:
         raise InputError(f"'{run_dirs[0]}' holds no diagnosis: make it with `ovsl test --diagnosis true`.")

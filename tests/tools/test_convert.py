@@ -1,9 +1,12 @@
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ovsl import progress
 from ovsl.clip import CLIPSettings
 from ovsl.errors import InputError
 from ovsl.methods.zegclip import ZegCLIP, ZegCLIPSizes
@@ -67,6 +70,23 @@ def test_python_objects_are_unpickled_only_on_request(config: Path) -> None:
     with pytest.raises(InputError, match="--trust"):
         tool.main(arguments(config, file=file))
     assert tool.main(arguments(config, "--trust", file=file)).is_file()
+
+
+def test_a_long_conversion_says_what_it_does(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    convert = tool.convert
+
+    def slow(*args: Any) -> dict[str, Any]:
+        time.sleep(0.3)
+        return convert(*args)
+
+    monkeypatch.setattr(tool, "convert", slow)
+    monkeypatch.setattr(progress, "SILENT", 0.05)
+    tool.main(arguments(config))
+    said = capsys.readouterr().err
+    assert f"Converting {len(load_file(RELEASE))} tensors: 0 s" in said.splitlines()
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in said)
 
 
 def test_nothing_is_overwritten(config: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,7 +45,18 @@ def main(args: Sequence[str] | None = None) -> int:
         Exit status: 0; 2 after a mistake in the input, 3 after a NaN, 75 after a signal, each with one line that says
         so; 1 where the disk is full or cannot be written to.
     """
-    given = list(sys.argv[1:] if args is None else args)
+    try:
+        status = answer(list(sys.argv[1:] if args is None else args))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_has_gone():
+            raise
+        return 141  # what a shell says of a program that SIGPIPE ended
+    return status
+
+
+def answer(given: Sequence[str]) -> int:
+    """Do what the arguments say; see `main`."""
     first = given[0] if given else "--help"
     if first in ("-h", "--help", "help"):
         print(usage())
@@ -63,7 +75,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return status if isinstance(status, int) else 0
         elif first in VERBS or first.startswith("-"):
             if given[1:] == ["--help", "all"]:
-                given.pop()
+                given = given[:-1]
             check_files(given)
             check_method(given)
             check_written(given)
@@ -80,6 +92,16 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"ovsl: {said[0]}", file=sys.stderr)
         return said[1]
     return 0
+
+
+def reader_has_gone() -> bool:
+    """Whether nobody reads the output any more, as in `ovsl report runs | head`; then the rest of it is dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def usage() -> str:

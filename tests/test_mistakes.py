@@ -75,6 +75,16 @@ def test_a_run_directory_that_cannot_be_made_is_named(tmp_path: Path, capsys: py
         assert f"run directory '{run}' cannot be made" in last_line(capsys)
 
 
+def test_a_reader_that_has_enough_ends_the_command_without_a_word() -> None:
+    for words in (["--help"], ["fit", "--model", "ZegCLIP", "--print_config"]):
+        done = subprocess.Popen(
+            [sys.executable, "-m", "ovsl", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+        )
+        done.stdout.close()
+        assert done.stderr.read() == b""
+        assert done.wait() == 141
+
+
 @pytest.mark.parametrize("nested", ["model.clip.pretrained", "model.clip.config", "data.evaluation.toy.split"])
 def test_null_is_null_in_options_of_classes(nested: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ovsl.results.result import ClassResult, EvaluationResult
-from ovsl.results.tables import FIGURES, figure_names, note_of, percent, with_spread
+from ovsl.results.tables import FIGURES, INTERVAL_NOTE, figure_names, note_of, percent, with_spread
 
 if TYPE_CHECKING:
     from ovsl.results.confusion import Confusion
@@ -57,7 +57,7 @@ def results_page(
     parts = [
         f"<h1>{escape(title)}</h1>",
         _table(rows),
-        *(f'<p class="note">{escape(note_of(name))}</p>' for name in sorted({each.absent_classes for each in rows})),
+        *(f'<p class="note">{escape(note)}</p>' for note in _notes(rows)),
         f"<nav><ul>{''.join(links)}</ul></nav>" if len(links) > 1 else "",
         curves,
         *(_section(index, detail) for index, detail in enumerate(details)),
@@ -100,6 +100,11 @@ def detail(file: Path, result: EvaluationResult) -> Detail:
     return Detail(result, Confusion.read(confusion) if confusion.is_file() else None, pictures)
 
 
+def _notes(rows: Sequence[EvaluationResult]) -> list[str]:
+    notes = [note_of(name) for name in sorted({each.absent_classes for each in rows})]
+    return [*notes, INTERVAL_NOTE] if any(each.intervals for each in rows) else notes
+
+
 def _heading(result: EvaluationResult) -> str:
     heading = f"{result.method} on {result.dataset}"
     return f"{heading} ({result.run}, {result.stage})" if result.run else heading
@@ -122,9 +127,18 @@ def _table(results: Sequence[EvaluationResult]) -> str:
     rows = []
     for result in results:
         cells = [f"<td>{escape(getattr(result, word))}</td>" for word in words]
-        numbers = [str(result.images), *(with_spread(result, figure) for figure in figures)]
+        numbers = [str(result.images), *(_figure(result, figure) for figure in figures)]
         rows.append("<tr>" + "".join(cells + [f'<td class="n">{number}</td>' for number in numbers]) + "</tr>")
     return f'<div class="wide"><table><tr>{"".join(head)}</tr>\n' + "\n".join(rows) + "\n</table></div>"
+
+
+def _figure(result: EvaluationResult, name: str) -> str:
+    """Write a figure as the other tables do, its interval smaller."""
+    text = with_spread(result, name, with_interval=False)
+    if name in result.intervals:
+        low, high = result.intervals[name]
+        text += f" <small>[{percent(low)}, {percent(high)}]</small>"
+    return text
 
 
 def _classes(result: EvaluationResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from ovsl.results import ClassResult, EvaluationResult
 from ovsl.results.confusion import Confusion, confusion_file
 from ovsl.results.curves import curves_html, nice_ticks, thin, training_curves
 from ovsl.results.page import Detail, results_page
+from ovsl.results.tables import INTERVAL_NOTE
 from tests.browser import chromium, complaints, requested
 
 EVIL = '<script>alert("x")</script>'
@@ -52,6 +54,15 @@ def test_figures_and_classes_are_on_the_page() -> None:
     reader = read(results_page([result()], [Detail(result())]))
     assert {"MaskCLIP", "toy", "50.0", "25.0", "cat", "No ground truth: dog."} <= set(reader.words)
     assert reader.links == []
+
+
+def test_intervals_stand_beside_their_figures_and_are_explained() -> None:
+    with_one = replace(result(), intervals={"mIoU": (0.2, 0.312)})
+    page = results_page([with_one, result(dataset="voc")])
+    assert '<td class="n">25.0 <small>[20.0, 31.2]</small></td>' in page
+    assert '<td class="n">50.0</td>' in page, "of pAcc there is none"
+    assert page.count(INTERVAL_NOTE) == 1
+    assert INTERVAL_NOTE not in results_page([result()])
 
 
 def test_names_are_text_and_never_markup() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from ovsl.callbacks.pictures import as_pictures
 from ovsl.data.batches import EvaluationBatch
 from ovsl.errors import InputError
+from ovsl.evaluation import photo_pixels
 from ovsl.inference import Segmentation, SlidingWindow
 from ovsl.methods.base import SegmentationModule
 from ovsl.results.drawing import Picture, draw_overlay
@@ -142,9 +143,11 @@ def describe(module: SegmentationModule, vocabulary: Vocabulary) -> str:
     """Say at what size photos go through a method, and which names of the classes count."""
     windows = module.inference
     how = f", in windows of {windows.crop_size}" if isinstance(windows, SlidingWindow) else ""
+    most = photo_pixels(module.predicts_masks, windows, len(vocabulary))
     said = (
         f"{module.title}, {len(vocabulary)} classes: photos go through with "
-        f"{module.data.evaluation_transform}{how} (--data.evaluation_transform); label maps have the photo's size."
+        f"{module.data.evaluation_transform}{how} (--data.evaluation_transform); label maps have the photo's "
+        f"size, those of more than {most / 1e6:.1f} megapixels enlarged from that many."
     )
     if module.synonyms == "first" and any(len(names) > 1 for names in vocabulary.synonyms):
         said += (

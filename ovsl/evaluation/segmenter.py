@@ -20,8 +20,9 @@ from ovsl.vocabulary import Vocabulary
 
 _TOO_SMALL = "Kernel size can't be greater than actual input size"
 """What a convolution says of an image that it does not fit into once."""
-PHOTO_PIXELS, PHOTO_VALUES, MASKS = 1 << 21, 1 << 28, 256
-"""Most pixels of the maps of a photo; most values held for them at once; masks that a method may predict."""
+PHOTO_PIXELS, PHOTO_SCORES, PHOTO_VALUES, MASKS = 1 << 21, 1 << 31, 1 << 28, 256
+"""Most pixels of the maps of a photo; most scores computed for them; most values held for them at once; masks that a
+method may predict."""
 
 
 class Method(Protocol):
@@ -171,13 +172,8 @@ class Segmenter:
 
     def affordable(self, size: Size) -> Size:
         """Find the largest size of the same shape whose maps are held without harm."""
-        if self.method.predicts_masks:
-            maps = MASKS
-        elif isinstance(self.inference, WholeImage | SlidingWindow):
-            maps = 1  # classes go through in chunks
-        else:
-            maps = self.words.text.num_classes
-        factor = math.sqrt(min(PHOTO_PIXELS, PHOTO_VALUES / maps) / (size[0] * size[1]))
+        most = photo_pixels(self.method.predicts_masks, self.inference, self.words.text.num_classes)
+        factor = math.sqrt(most / (size[0] * size[1]))
         return size if factor >= 1 else (max(1, int(size[0] * factor)), max(1, int(size[1] * factor)))
 
     def scores(self, images: Tensor, size: Size | None = None) -> Tensor:
@@ -219,3 +215,16 @@ class Segmenter:
             panoptic and replace(panoptic, classes=positions[panoptic.classes]),
             instances and replace(instances, labels=positions[instances.labels]),
         )
+
+
+def photo_pixels(predicts_masks: bool, inference: Inference, num_classes: int) -> int:
+    """Find how many pixels of a photo are labelled each by itself in bounded memory and time; see `Segmenter.photos`.
+
+    Args:
+        predicts_masks: Of the method.
+        inference: Of the method.
+        num_classes: Of the vocabulary.
+    """
+    chunked = isinstance(inference, WholeImage | SlidingWindow)
+    held = MASKS if predicts_masks else 1 if chunked else num_classes
+    return min(PHOTO_PIXELS, PHOTO_SCORES // num_classes, PHOTO_VALUES // held)

@@ -71,4 +71,12 @@ def test_methods_that_hold_all_classes_get_fewer_pixels_where_there_are_many_wor
     many = Segmenter(Halves(), words, MultiScale())
     height, width = many.affordable((3000, 4000))
     assert height * width * 5000 <= 2**28
-    assert Segmenter(Halves(), words, WholeImage()).affordable((1000, 1000)) == (1000, 1000)
+    assert Segmenter(Halves(), Vocabulary.from_words(["a", "b"]), WholeImage()).affordable((1000, 1000)) == (1000, 1000)
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_scores_of_thousands_of_words_are_bounded_too(masks: bool) -> None:
+    words = Vocabulary.from_words([f"word {number}" for number in range(5000)])
+    height, width = Segmenter(Halves(masks), words, WholeImage()).affordable((6000, 8000))
+    assert height * width * 5000 <= 2**31
+    assert width / height == pytest.approx(8 / 6, rel=0.01)

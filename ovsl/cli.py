@@ -74,6 +74,9 @@ class Command(LightningCLI):
             # What was found goes to files; kept in memory, it would grow with the number of photos.
             data = {"class_path": "ovsl.data.PredictionData"}
             self._parser(verb).set_defaults({"data": data, "return_predictions": False})
+        if verb in ("validate", "test"):
+            # The table of results says it once, in percent.
+            self._parser(verb).set_defaults({"verbose": False})
         if verb in self.subcommands() and verb != "fit" and (model := recorded_model(given[1:])) is not None:
             self._parser(verb).set_defaults({"model": model})
         if (description := method_asked_about(given[1:])) is not None:

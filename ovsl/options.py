@@ -96,8 +96,17 @@ def check_options(given: Sequence[str]) -> None:
             if path in (("model",), ("data",), ("model", "class_path"), ("data", "class_path")):
                 _choose(classes, path[0], value)
             _check(path, classes, verb)
-            if path == ("data", "vocabulary") and value.isidentifier():
-                as_vocabulary(value)
+            if path == ("data", "vocabulary"):
+                _check_vocabulary(value)
+
+
+def _check_vocabulary(written: str) -> None:
+    try:
+        words = yaml.safe_load(written)
+    except yaml.YAMLError:
+        return
+    if isinstance(words, str):
+        as_vocabulary(words)
 
 
 def no_option(written: str, known: Sequence[str], owner: str = "", where: str = "") -> str:

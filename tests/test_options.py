@@ -62,13 +62,19 @@ def test_settings_of_every_run_are_classes() -> None:
         ["--trainer.logger.save_dir", "x"],
         ["--data", "my.package.Data", "--data.anything", "1"],
         ["--data.evaluation.toy.split", "null"],
-        ["--data.vocabulary", "mine.txt"],
+        ["--data.vocabulary", "toy"],
         ["--data.vocabulary", "[a, b]"],
         ["--model", "MaskCLIP", "--", "--anything"],
     ],
 )
 def test_what_the_source_does_not_tell_is_for_the_parser(given: list[str]) -> None:
     check_options(["fit", *given])
+
+
+@pytest.mark.parametrize("words", ["road,sky", "ade20k_15", "missing.txt"])
+def test_words_that_are_no_vocabulary_are_refused(words: str) -> None:
+    with pytest.raises(InputError, match="vocabulary '"):
+        check_options(["predict", "--data.vocabulary", words])
 
 
 def test_a_later_file_may_name_another_method(tmp_path: Path) -> None:

@@ -20,17 +20,22 @@ from ovsl.tools.report import collect
 from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
 from tests.data.shards import write_shard
+from tests.prepare.trees import ade20k_150
 from tests.test_configs import row
 
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "docs/index.md", ROOT / "docs/cluster.md", *sorted((ROOT / "docs/how_to").glob("*.md"))]
+PAGES = [
+    README,
+    *(ROOT / f"docs/{name}.md" for name in ("index", "cluster", "datasets", "diagnosis", "suites")),
+    *sorted((ROOT / "docs/how_to").glob("*.md")),
+]
 FIT = ["fit", "-c", "ovsl:methods/patch_text", "-c", "ovsl:data/toy", "-c", "ovsl:trainer/cpu"]
 MASKCLIP = ["test", "-c", "ovsl:methods/maskclip", "-c", "ovsl:data/toy", "--diagnosis", "true"]
 QUICK = shlex.split(
     "--data.batch_size 2 --data.num_workers 0 --trainer.accelerator cpu --trainer.enable_progress_bar false "
     "--trainer.max_steps 1 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1"
 )
-ELSEWHERE = ("ViT-B-16", "zegclip/voc", "zegclip.ckpt", "coco_inductive", "study_ade20k", "toy/study")
+ELSEWHERE = ("ViT-B-16", "zegclip/voc", "zegclip.ckpt", "coco_inductive", "study_ade20k", "toy/study", "san.ckpt")
 """What a command needs that is not here - released weights, data, a cluster, hours: it is read and not run."""
 
 
@@ -64,6 +69,7 @@ def words_and_files(page: Path) -> None:
         Path("masks").mkdir(exist_ok=True)
         Image.fromarray(image[..., 0] % 3).save(f"masks/{name}.png")
     Path("classes.txt").write_text("road\nsky\ncar, automobile\n")
+    ade20k_150(Path())
     for split in ("train", "validation", "test"):
         write_shard(Path(f"data/camvid/{split}.parquet"), [row(catalogue()["camvid"], number) for number in range(4)])
     for text in [text for kind in ("python", "yaml") for text in blocks(page, kind) if text.startswith("# ")]:
@@ -92,7 +98,11 @@ def status(command: Sequence[str]) -> int | str | None:
         return ended.code
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    # A suite is a process for each dataset.
+    [pytest.param(page, marks=[pytest.mark.slow] * (page.stem == "suites"), id=page.stem) for page in PAGES],
+)
 def test_the_commands_of_a_page(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,7 +121,9 @@ def test_the_commands_of_a_page(
             assert status([*makes, "--run_dir", run]) == 0
     for command in given:
         capsys.readouterr()
-        assert status(command) == 0, f"ovsl {shlex.join(command)}\n{capsys.readouterr().err}"
+        # What is suspicious of three pictures of noise is no mistake of the page.
+        good = (0, 1) if command[:2] == ["data", "check"] else (0,)
+        assert status(command) in good, f"ovsl {shlex.join(command)}\n{capsys.readouterr().err}"
     if page == README:
         assert Path("runs/mine/checkpoints/last.ckpt").is_file()
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,9 @@ COMMANDS = {
     "a file that is not there": ["fit", "-c", "missing.yaml"],
     "report of no results": ["report", "."],
     "fit --help": ["fit", "--help"],
+    "a method with a typo": ["fit", "--model", "ZegCLP"],
     "an option with a typo": ["fit", *FIT, "--model.templatess", "single"],
+    "a vocabulary with a typo": ["predict", "--model", "MaskCLIP", "--data.vocabulary", "ade20k_15"],
     "fit, two steps and a validation": ["fit", *FIT, "--data.num_workers", "0", "--data.batch_size", "2"],
 }
 
@@ -39,16 +42,24 @@ def measure(args: list[str], folder: str) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main() -> None:
-    """Print a row for each command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    print(f"{'command':<34} {'wall':>7} {'processor':>10}")
+HEADER = "| command | wall, s | processor, s |\n|---|---:|---:|"
+
+
+def rows(repeats: int = 3) -> Iterator[str]:
+    """Measure, and yield a line of a Markdown table for each command: the fastest of the repeats."""
     with tempfile.TemporaryDirectory() as folder:
         for name, args in COMMANDS.items():
             runs = [measure(args, folder) for _ in range(repeats)]
-            print(f"{name:<34} {min(run[0] for run in runs):7.2f} {min(run[1] for run in runs):10.2f}", flush=True)
+            yield f"| {name} | {min(run[0] for run in runs):.2f} | {min(run[1] for run in runs):.2f} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    print(HEADER)
+    for row in rows(parser.parse_args().repeats):
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0; 2 after a mistake in the input, 3 after a NaN, 75 after a signal, each with one line that says
-        so; 1 where the disk is full or cannot be written to.
+        so; 1 where the disk is full or cannot be written to; 130 after Ctrl-C before anything began.
     """
     try:
         status = answer(list(sys.argv[1:] if args is None else args))
@@ -52,6 +52,9 @@ def main(args: Sequence[str] | None = None) -> int:
         if not reader_has_gone():
             raise
         return 141  # what a shell says of a program that SIGPIPE ended
+    except KeyboardInterrupt:  # a training that has begun answers it by itself, and saves
+        print("ovsl: Stopped by Ctrl-C; the same command goes on.", file=sys.stderr)
+        return 130
     return status
 
 

@@ -85,6 +85,17 @@ def test_a_reader_that_has_enough_ends_the_command_without_a_word() -> None:
         assert done.wait() == 141
 
 
+def test_ctrl_c_in_the_first_seconds_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(given: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ovsl.__main__.check_written", interrupted)
+    assert main(FIT) == 130
+    assert "the same command goes on" in last_line(capsys)
+
+
 @pytest.mark.parametrize("nested", ["model.clip.pretrained", "model.clip.config", "data.evaluation.toy.split"])
 def test_null_is_null_in_options_of_classes(nested: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

@@ -32,6 +32,7 @@ class MultiScaleDeformableAttention(nn.Module):
         self.attention_weights = nn.Linear(width, num_heads * num_levels * num_points)
         self.value_projection = nn.Linear(width, width)
         self.output_projection = nn.Linear(width, width)
+        self.kernel = kernel()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -58,7 +59,7 @@ class MultiScaleDeformableAttention(nn.Module):
         Args:
             query: `(B, N, width)`.
             value: Tokens of all levels, level after level, each row by row: `(B, S, width)`.
-            reference_points: Place `(x, y)` of each query in 0..1: `(N, 2)`.
+            reference_points: Place `(x, y)` of each query in 0..1: `(N, 2)`; a constant.
             sizes: `(height, width)` of each level.
 
         Returns:
@@ -69,9 +70,14 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(batch, length, heads, levels, points, 2)
         weights = self.attention_weights(query).view(batch, length, heads, levels * points).softmax(-1)
         values = self.value_projection(value).unflatten(2, (heads, width // heads))
-        sample = _sampling(values, reference_points)
-        mixed = sample(values, reference_points, offsets, weights.view(batch, length, heads, levels, points), sizes)
+        weights = weights.view(batch, length, heads, levels, points)
+        mixed = self.sampling(values)(values, reference_points, offsets, weights, sizes)
         return self.output_projection(mixed.flatten(2))
+
+    def sampling(self, values: Tensor) -> Sampling:
+        """Choose the kernel where it says the same: on a GPU, in float32, where runs need not be equal to the bit."""
+        fits = values.is_cuda and values.dtype == torch.float32 and not torch.are_deterministic_algorithms_enabled()
+        return self.kernel if self.kernel is not None and fits else sample_levels
 
 
 class Sampling(Protocol):
@@ -117,14 +123,13 @@ def sample_levels(
     return mixed.view(batch, heads, channels, length).permute(0, 3, 1, 2)
 
 
-def _sampling(values: Tensor, references: Tensor) -> Sampling:
-    """Choose the kernel where it says the same: on a GPU with Triton, in float32, without a promise of equal runs."""
-    fits = values.is_cuda and values.dtype == torch.float32 and not references.requires_grad
-    if fits and find_spec("triton") and not torch.are_deterministic_algorithms_enabled():
-        from ovsl.layers import deformable_kernel
+def kernel() -> Sampling | None:
+    """Return the form for GPUs where there is one that Triton serves, else None."""
+    if not (torch.cuda.is_available() and find_spec("triton")):
+        return None
+    from ovsl.layers import deformable_kernel
 
-        return deformable_kernel.sample_levels
-    return sample_levels
+    return deformable_kernel.sample_levels
 
 
 def cell_centres(sizes: Sequence[tuple[int, int]], device: torch.device | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ovsl.layers.deformable_attention import MultiScaleDeformableAttention, cell_centres, sample_levels
 
@@ -82,6 +83,24 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_there(name: str) -> None:
     source = triton.compiler.ASTSource(kernel, kinds, {(kernel.arg_names.index(a),): v for a, v in constants.items()})
     target = triton.backends.compiler.GPUTarget("cuda", 80, 32)
     assert "ptx" in triton.compile(source, target=target).asm
+
+
+def test_the_kernel_is_taken_on_a_gpu_in_float32_where_bits_may_differ() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed; it comes with torch for Linux")
+    from ovsl.layers import deformable_kernel
+
+    attention = MultiScaleDeformableAttention(32, 4, len(SIZES), 4)
+    attention.kernel = deformable_kernel.sample_levels
+    with FakeTensorMode():
+        on_gpu = torch.empty(2, 21, 4, 8, device="cuda")
+        assert attention.sampling(on_gpu) is deformable_kernel.sample_levels
+        assert attention.sampling(on_gpu.bfloat16()) is sample_levels
+        assert attention.sampling(torch.empty(2, 21, 4, 8)) is sample_levels
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert attention.sampling(on_gpu) is sample_levels
+        finally:
+            torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.gpu

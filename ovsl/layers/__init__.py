@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ovsl.layers.adaptive_pooling import adaptive_max_pool
 from ovsl.layers.attention import MLP, MultiHeadAttention, attend
 from ovsl.layers.attention_pool import DenseAttentionPool
 from ovsl.layers.backbone import Backbone
@@ -38,6 +39,7 @@ __all__ = [
     "PixelDecoder",
     "PositionMode",
     "SemanticFPNHead",
+    "adaptive_max_pool",
     "attend",
     "attended_cells",
     "correlations",

@@ -146,8 +146,9 @@ class SegmentationModule(EvaluatedModule):
         return self(images, text, *regions)
 
     def networks(self) -> Iterable[nn.Module]:
-        """Give the modules that `ovsl.callbacks.Execution` compiles; all of the method where it has no `network`."""
-        yield getattr(self, "network", self)
+        """Give the modules that `ovsl.callbacks.Execution` compiles; the method's `network` by default."""
+        network = getattr(self, "network", None)
+        return () if network is None else (network,)
 
     def use_own_words(self) -> None:
         """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""

@@ -184,7 +184,7 @@ class DenseCLIP(ClosedSetModule):
             scores = resize(output.score_map / self.temperature, size)
             loss = pixel_cross_entropy(scores, labels, ignore_index, self.average)
             losses["score_map"] = self.score_weight * loss
-        return Losses(losses, {"pixel_accuracy": pixel_accuracy(logits, labels, ignore_index)})
+        return Losses(losses, {"pixel_accuracy": lambda: pixel_accuracy(logits, labels, ignore_index)})
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Give the published groups: the encoder at a tenth of the rate; the context decoder's layer norms undecayed.

@@ -1,7 +1,7 @@
 """LSeg, DenseCLIP and CLIP-lightweight at their published sizes, in the form of the official code and in that of here.
 
-Networks have random weights; what differs between the forms is exchanged in place: how pixels are matched with texts, how
-the head of a Semantic FPN brings its levels together, and how patches are told the class token.
+Networks have random weights; what differs between the forms is exchanged in place: how pixels are matched with texts,
+how the head of a Semantic FPN brings its levels together, and how patches are told the class token.
 """
 
 from __future__ import annotations
@@ -94,16 +94,16 @@ def inference(model: SegmentationModule, size: int) -> Tensor:
         return whole_image_labels(model.eval()(image, text), (size, size), (size, size))
 
 
-def step(model: SegmentationModule, size: int, accuracy: bool = False) -> Tensor:
-    """Compute losses and gradients of two images; with the figure that is logged, or without."""
+def step(model: SegmentationModule, size: int, images: int, accuracy: bool = False) -> Tensor:
+    """Compute losses and gradients of images of sixteen areas; with the figure that is logged, or without."""
     torch.manual_seed(1)
-    image = torch.randint(256, (2, 3, size, size), dtype=torch.uint8)
-    labels = torch.randint(150, (2, size // 32, size // 32)).repeat_interleave(32, 1).repeat_interleave(32, 2)
+    image = torch.randint(256, (images, 3, size, size), dtype=torch.uint8)
+    labels = torch.randint(150, (images, 4, 4)).repeat_interleave(size // 4, 1).repeat_interleave(size // 4, 2)
     text = RandomText(model).words(WORDS).text
     model.train().zero_grad()
     model.training_vocabulary = WORDS
-    with mock.patch.object(type(model.training_classes), "text", lambda self: text):
-        losses = model.losses({"image": image, "semantic": labels, "id": ["a", "b"]})
+    with mock.patch.object(type(model.training_classes), "text", return_value=text):
+        losses = model.losses({"image": image, "semantic": labels, "id": [str(number) for number in range(images)]})
     total = torch.stack(list(losses.weighted.values())).sum()
     if accuracy:
         for compute in losses.figures.values():
@@ -127,8 +127,8 @@ def comparisons() -> Iterator[Comparison]:
         model = network(file, **options)
         yield Comparison(
             f"{name} at {size}, 150 classes, training step, batch 2",
-            lambda model=model, size=size: before(lambda: step(model, size, accuracy=True)),
-            lambda model=model, size=size: step(model, size),
+            lambda model=model, size=size: before(lambda: step(model, size, 2, accuracy=True)),
+            lambda model=model, size=size: step(model, size, 2),
             largest,
             rounds=3,
         )

@@ -39,16 +39,20 @@ def measure(args: list[str], folder: str) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def main() -> None:
+def table(repeats: int) -> None:
     """Print a row for each command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    repeats = parser.parse_args().repeats
-    print(f"{'command':<34} {'wall':>7} {'processor':>10}")
+    print("| command | wall, s | processor, s |\n|---|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for name, args in COMMANDS.items():
             runs = [measure(args, folder) for _ in range(repeats)]
-            print(f"{name:<34} {min(run[0] for run in runs):7.2f} {min(run[1] for run in runs):10.2f}", flush=True)
+            print(f"| {name} | {min(run[0] for run in runs):.2f} | {min(run[1] for run in runs):.2f} |", flush=True)
+
+
+def main() -> None:
+    """Read the options and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    table(parser.parse_args().repeats)
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ def comparisons() -> Iterator[Comparison]:
             lambda model=model, size=size: before(lambda: inference(model, size)),
             lambda model=model, size=size: inference(model, size),
             differing,
-            rounds=3,
+            rounds=2,
         )
     for name, (file, size, options) in list(METHODS.items())[1:]:
         model = network(file, **options)
@@ -130,5 +130,5 @@ def comparisons() -> Iterator[Comparison]:
             lambda model=model, size=size: before(lambda: step(model, size, 2, accuracy=True)),
             lambda model=model, size=size: step(model, size, 2),
             largest,
-            rounds=3,
+            rounds=1,
         )

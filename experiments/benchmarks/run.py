@@ -1,6 +1,7 @@
-"""Every comparison as tables with the machine: `make bench`, or `python experiments/benchmarks/run.py [--quick] [NAME ...]`.
+"""Every comparison as tables with the machine: `make bench`, or `python experiments/benchmarks/run.py --quick`.
 
-Names choose the comparisons that hold one of them; `--quick` leaves out whole networks and the memory of training.
+Names as arguments choose the comparisons that hold one of them; `--quick` leaves out whole networks and the memory of
+training.
 """
 
 from __future__ import annotations

@@ -40,15 +40,16 @@ def embedded_score_map(features: Tensor, embedding: nn.Conv2d, text: Tensor) -> 
         text: `(K, D)`, or `(B, K, D)` with texts of each image's own; any length.
 
     Returns:
-        `(B, K, h, w)` in -1..1, channels last in memory.
+        `(B, K, h, w)` in -1..1.
     """
     with full_precision(features.device):
         dtype = torch.promote_types(features.dtype, torch.float32)
         weight = embedding.weight.to(dtype).flatten(1)
         bias = weight.new_zeros(len(weight)) if embedding.bias is None else embedding.bias.to(dtype)
         words = functional.normalize(text.to(dtype), dim=-1).expand(len(features), -1, -1)
-        cells = features.to(dtype).flatten(2).transpose(1, 2)
-        products = torch.baddbmm((words @ bias)[:, None], cells, (words @ weight).transpose(1, 2))
-        squares = ((cells @ (weight.T @ weight) + 2 * (bias @ weight)) * cells).sum(-1, keepdim=True) + bias @ bias
-        cosines = products / squares.clamp(min=1e-24).sqrt()
-        return cosines.transpose(1, 2).unflatten(2, features.shape[2:])
+        cells = features.to(dtype).flatten(2)
+        products = torch.baddbmm((words @ bias)[..., None], words @ weight, cells)
+        gram = (weight.T @ weight).expand(len(cells), -1, -1)
+        linear = (2 * (bias @ weight))[:, None].expand(len(cells), -1, -1)
+        squares = (torch.baddbmm(linear, gram, cells) * cells).sum(1, keepdim=True) + bias @ bias
+        return (products / squares.clamp(min=1e-24).sqrt()).unflatten(2, features.shape[2:])

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,24 +41,20 @@ def measure(args: list[str], folder: str) -> tuple[float, float]:
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-HEADER = "| command | wall, s | processor, s |\n|---|---:|---:|"
-
-
-def rows(repeats: int = 3) -> Iterator[str]:
-    """Measure, and yield a line of a Markdown table for each command: the fastest of the repeats."""
+def table(repeats: int) -> None:
+    """Print a row for each command."""
+    print("| command | wall, s | processor, s |\n|---|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
         for name, args in COMMANDS.items():
             runs = [measure(args, folder) for _ in range(repeats)]
-            yield f"| {name} | {min(run[0] for run in runs):.2f} | {min(run[1] for run in runs):.2f} |"
+            print(f"| {name} | {min(run[0] for run in runs):.2f} | {min(run[1] for run in runs):.2f} |", flush=True)
 
 
 def main() -> None:
-    """Print the table."""
+    """Read the options and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    print(HEADER)
-    for row in rows(parser.parse_args().repeats):
-        print(row, flush=True)
+    table(parser.parse_args().repeats)
 
 
 if __name__ == "__main__":

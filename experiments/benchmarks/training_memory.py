@@ -60,6 +60,7 @@ STEPS = {
 
 def main() -> None:
     """Print a row for each network."""
+    print("| training step | all activations kept | `checkpoint_activations` |\n|---|---:|---:|")
     for name, step in STEPS.items():
         peaks = []
         for again in (False, True):

@@ -16,7 +16,7 @@ class Execution(Callback):
 
     Args:
         compile: Compile networks by `torch.compile`. Text, targets, matching and losses stay outside. The second size
-            of images makes sizes variable, so that the following ones are not compiled again; SAN's are.
+            of images makes sizes variable, so that the following ones are not compiled again.
         backend: Backend of the compiler, `inductor` unless one looks for a mistake.
         channels_last: Keep the convolutions of the CLIP's image tower with channels last in memory, as cuDNN's kernels
             for half precision want them.
@@ -41,7 +41,8 @@ class Execution(Callback):
         """Prepare the networks before anything runs.
 
         Raises:
-            InputError: A tower in bfloat16 without mixed precision in training and evaluation.
+            InputError: A tower in bfloat16 without mixed precision in training and evaluation, or a method without a
+                network to compile.
         """
         if not isinstance(pl_module, SegmentationModule):
             return
@@ -55,7 +56,13 @@ class Execution(Callback):
         if self.channels_last:
             pl_module.clip.model.visual.to(memory_format=torch.channels_last)
         if self.compile:
-            for network in pl_module.networks():
+            networks = list(pl_module.networks())
+            if not networks:
+                raise InputError(
+                    f"{pl_module.method_name} names no network that execution.compile could compile: leave it out, or "
+                    "let the method have a `network`."
+                )
+            for network in networks:
                 network.compile(backend=self.backend)
 
 

@@ -1,6 +1,7 @@
 """Frozen CLIP: image towers opened for dense features, and the text classifier."""
 
 from ovsl.clip.image_tower import ConvNeXtTower, ConvTower, ImageTower, ResNetTower, ViTTower
+from ovsl.clip.networks import DenseTower, TowerStages
 from ovsl.clip.settings import CLIPSettings
 from ovsl.clip.text import SynonymRule, TextClassifier, TextEmbeddings, TextEncoder
 from ovsl.clip.towers import FrozenCLIP, ImageTowerUse, build_clip, build_network
@@ -9,6 +10,7 @@ __all__ = [
     "CLIPSettings",
     "ConvNeXtTower",
     "ConvTower",
+    "DenseTower",
     "FrozenCLIP",
     "ImageTower",
     "ImageTowerUse",
@@ -17,6 +19,7 @@ __all__ = [
     "TextClassifier",
     "TextEmbeddings",
     "TextEncoder",
+    "TowerStages",
     "ViTTower",
     "build_clip",
     "build_network",

@@ -1,4 +1,4 @@
-"""Networks of open_clip with random weights, from their configuration."""
+"""Networks of open_clip with random weights, from their configuration, and a tower as a network."""
 
 from __future__ import annotations
 
@@ -9,9 +9,48 @@ from typing import Any
 
 import open_clip
 import timm
+import torch
 from open_clip.timm_model import TimmModel
 from timm.layers import Mlp
-from torch import nn
+from torch import Tensor, nn
+
+from ovsl.clip.image_tower import ConvTower, ImageTower
+
+
+class DenseTower(nn.Module):
+    """A tower read cell by cell, as a network of its own for methods that add nothing to it.
+
+    Args:
+        tower: The tower; it is read, not owned.
+        **options: Of its `dense_features`.
+    """
+
+    def __init__(self, tower: ImageTower, **options: Any) -> None:
+        super().__init__()
+        self.tower = tower
+        self.options = options
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Patch features in the joint space: normalised `(B, 3, H, W)` -> `(B, D, h, w)`, not normalised."""
+        return self.tower.dense_features(images, **self.options)
+
+
+class TowerStages(nn.Module):
+    """The stages of a frozen convolutional tower, as one network: of four, each would be compiled for its own shapes.
+
+    Args:
+        tower: The tower; it is read, not owned.
+    """
+
+    def __init__(self, tower: ConvTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised `(B, 3, H, W)` -> maps at stride 4, 8, 16 and 32, without gradient."""
+        stages = self.tower.stage_features(images)
+        return [stages[name] for name in ("res2", "res3", "res4", "res5")]
 
 
 def build_network(config: dict[str, Any]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ovsl.layers.adaptive_pooling import adaptive_max_pool
 from ovsl.layers.attention import MLP, MultiHeadAttention, attend
 from ovsl.layers.attention_pool import DenseAttentionPool
 from ovsl.layers.backbone import Backbone
@@ -17,7 +18,7 @@ from ovsl.layers.pixel_decoder import PixelDecoder
 from ovsl.layers.positions import PositionMode, interpolate_positions, sine_positions
 from ovsl.layers.precision import full_precision
 from ovsl.layers.recomputation import recompute
-from ovsl.layers.score_map import score_map
+from ovsl.layers.score_map import embedded_score_map, score_map
 from ovsl.layers.semantic_fpn import FeaturePyramid, SemanticFPNHead
 from ovsl.layers.similarity import correlations, cosine_scores, unit_vectors
 
@@ -38,10 +39,12 @@ __all__ = [
     "PixelDecoder",
     "PositionMode",
     "SemanticFPNHead",
+    "adaptive_max_pool",
     "attend",
     "attended_cells",
     "correlations",
     "cosine_scores",
+    "embedded_score_map",
     "full_precision",
     "interpolate_positions",
     "pad_to_multiple",

@@ -75,5 +75,26 @@ def resize_with_offset(maps: Tensor, grid: tuple[int, int]) -> Tensor:
     Returns:
         `(B, C, h', w')`.
     """
-    factors = ((grid[0] + 0.1) / maps.shape[2], (grid[1] + 0.1) / maps.shape[3])
-    return functional.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False)
+    rows, columns = (
+        _cubic_weights(side, wanted, like=maps) for side, wanted in zip(maps.shape[-2:], grid, strict=True)
+    )
+    return rows @ maps @ columns.T
+
+
+def _cubic_weights(side: int, wanted: int, like: Tensor) -> Tensor:
+    """Weights `(wanted, side)` of bicubic interpolation by the factor of `resize_with_offset`.
+
+    `interpolate` computes the same from a `scale_factor`, which the compiler takes for a constant: it would compile for
+    every size of images.
+    """
+    indices = torch.arange(wanted, device=like.device)
+    places = (indices + 0.5) * side / (wanted + 0.1) - 0.5
+    nearest = places.floor()
+    taps = nearest[:, None] + torch.arange(-1, 3, device=like.device)
+    distances = (places[:, None] - taps).abs()
+    near = (1.25 * distances - 2.25) * distances**2 + 1
+    far = ((-0.75 * distances + 3.75) * distances - 6) * distances + 3
+    weights = torch.where(distances <= 1, near, far).to(like.dtype)
+    # Beyond the border stands what stands at the border.
+    cells = torch.arange(side, device=like.device)
+    return (weights[:, :, None] * (taps.clamp(0, side - 1)[:, :, None] == cells)).sum(dim=1)

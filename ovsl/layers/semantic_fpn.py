@@ -62,16 +62,33 @@ class SemanticFPNHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Pyramid levels, fine to coarse -> `(B, out_channels, h_0, w_0)` at the size of the finest."""
-        size, total = levels[0].shape[-2:], None
-        for index, (branch, level) in enumerate(zip(self.branches, levels, strict=True)):
-            for block in branch:  # type: ignore[attr-defined]
-                level = block(level)
-                if index:
-                    level = functional.interpolate(level, scale_factor=2.0, mode="bilinear", align_corners=False)
+        return self.classifier(self.features(levels))
+
+    def features(self, levels: Sequence[Tensor]) -> Tensor:
+        """Give what the classifier reads, `(B, width, h_0, w_0)`."""
+        size = levels[0].shape[-2:]
+        finest, *coarser = (self._branch(*both) for both in zip(self.branches, levels, strict=True))
+        if all(level.shape == coarser[0].shape for level in coarser):
+            # The last doubling is linear: of their sum, it is one instead of three.
+            coarser = [sum(coarser[1:], coarser[0])]
+        for level in coarser:
+            level = _doubled(level)
             if level.shape[-2:] != size:  # images whose sides 32 does not divide
                 level = functional.interpolate(level, size=size, mode="bilinear", align_corners=False)
-            total = level if total is None else total + level
-        return self.classifier(self.dropout(total))
+            finest = finest + level
+        return self.dropout(finest)
+
+    def _branch(self, branch: nn.Module, level: Tensor) -> Tensor:
+        """Run the blocks of a level, with doublings in between."""
+        first, *rest = branch.children()
+        level = first(level)
+        for block in rest:
+            level = block(_doubled(level))
+        return level
+
+
+def _doubled(maps: Tensor) -> Tensor:
+    return functional.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 def _block(in_channels: int, width: int) -> nn.Sequential:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,11 +34,11 @@ class Losses:
 
     Args:
         weighted: Scalars whose sum is minimised.
-        figures: Scalars that are only logged.
+        figures: Scalars that are only logged, computed in the steps that are.
     """
 
     weighted: Mapping[str, Tensor]
-    figures: Mapping[str, Tensor] = field(default_factory=dict)
+    figures: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
 
 
 class SegmentationModule(EvaluatedModule):
@@ -146,8 +146,9 @@ class SegmentationModule(EvaluatedModule):
         return self(images, text, *regions)
 
     def networks(self) -> Iterable[nn.Module]:
-        """Give the modules that `ovsl.callbacks.Execution` compiles; all of the method where it has no `network`."""
-        yield getattr(self, "network", self)
+        """Give the modules that `ovsl.callbacks.Execution` compiles; the method's `network` by default."""
+        network = getattr(self, "network", None)
+        return () if network is None else (network,)
 
     def use_own_words(self) -> None:
         """From now on, words are a user's own, and all names of a class count unless the option `synonyms` is set."""
@@ -218,7 +219,9 @@ class SegmentationModule(EvaluatedModule):
         return total
 
     def _log_losses(self, total: Tensor, losses: Losses, batch_size: int) -> None:
-        figures = {"loss": total, **losses.weighted, **losses.figures}
+        with torch.no_grad():
+            figures = {name: compute() for name, compute in losses.figures.items()}
+        figures = {"loss": total, **losses.weighted, **figures}
         # One transfer for all of them. From here on they are numbers of the host: the progress bar reads what was
         # logged last in every step.
         values = torch.stack([figure.detach().float() for figure in figures.values()]).cpu().unbind()

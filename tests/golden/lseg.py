@@ -152,10 +152,10 @@ def compute(case: Case) -> dict[str, Tensor]:
             out |= {f"vit.{i}": level for i, level in enumerate(tokens, start=1)}
         levels = encoder(normalized)
         paths = network.decoder.paths(levels)
-        features = network.pixel_features(normalized)
+        maps = network.decoder(levels)
         out |= {f"layer.{i}": level for i, level in enumerate(levels, start=1)}
         out |= {f"path.{i}": path for i, path in enumerate(paths, start=1)}
-        out |= {"image_features": features, "pixel_logits": network.match(features, text)}
+        out |= {"image_features": network.head(maps), "pixel_logits": network.match(maps, text)}
         if "logits_half" in io:
             network.matching = "float16"
             out["logits_half"] = class_logits(case, module, images, text)

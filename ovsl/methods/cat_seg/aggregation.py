@@ -78,11 +78,9 @@ def from_windows(windows: Tensor, size: tuple[int, int]) -> Tensor:
 
 def shift_mask(size: tuple[int, int], window: int, shift: int, device: torch.device) -> Tensor:
     """Keep a shifted window from attending across the border of the map: 0 or -100, `(windows, n, n)`."""
+    steps = (torch.arange(side, device=device) for side in size)
     rows, columns = (
-        torch.bucketize(
-            torch.arange(side, device=device), torch.tensor([side - window, side - shift], device=device), right=True
-        )
-        for side in size
+        (step >= side - window).long() + (step >= side - shift).long() for step, side in zip(steps, size, strict=True)
     )
     regions = (3 * rows[:, None] + columns)[None, None, :, :, None]
     windows = to_windows(regions, window)[0, 0, :, :, 0]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import lazy_instance
 from lightning.pytorch.cli import OptimizerCallable
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
@@ -24,7 +24,7 @@ from ovsl.methods.clip_dinoiser.network import (
     CLIPDINOiserOutput,
     CLIPDINOiserSizes,
     CLIPFeatures,
-    clip_features,
+    CLIPReader,
     drop_below,
     mark_background,
     pool,
@@ -92,6 +92,7 @@ class CLIPDINOiser(SegmentationModule):
             )
         channels = self.clip.embedding_dimension if sizes.feature_block is None else self.tower.width
         self.network = CLIPDINOiserNetwork(channels, sizes)
+        self.reader = CLIPReader(self.tower, sizes.feature_block)
         self.predict_with = predict_with
         self.correlation_threshold = correlation_threshold
         self.mark_background = mark_background
@@ -116,11 +117,16 @@ class CLIPDINOiser(SegmentationModule):
         # Labels are never read, so that no class counts as seen.
         self.training_vocabulary = None
 
+    def networks(self) -> Iterable[nn.Module]:
+        """Give what reads the CLIP, and the heads."""
+        return self.reader, self.network
+
     # Scores --------------------------------------------------------------------------------------------------------
 
     def features(self, padded: Tensor) -> CLIPFeatures:
         """Read what is needed of CLIP: images in whole patches -> features, see `CLIPFeatures`."""
-        return clip_features(self.tower, self.clip.normalize(padded), self.network.feature_block)
+        features: CLIPFeatures = self.reader(self.clip.normalize(padded))
+        return features
 
     def probabilities(self, dense: Tensor, guide: CLIPDINOiserOutput, text: TextEmbeddings) -> Tensor:
         """Class probabilities of the cells.

@@ -83,26 +83,32 @@ class CLIPDINOiserNetwork(nn.Module):
         )
 
 
-def clip_features(tower: ViTTower, images: Tensor, feature_block: int | None) -> CLIPFeatures:
-    """Run MaskCLIP and keep the normalised MLP input of one of the blocks before the last.
+class CLIPReader(nn.Module):
+    """MaskCLIP, which keeps the normalised MLP input of one of the blocks before the last.
 
     Args:
-        tower: CLIP's vision transformer.
-        images: Normalised `(B, 3, H, W)`.
+        tower: CLIP's vision transformer; it is read, not owned.
         feature_block: See `CLIPDINOiserSizes`.
     """
-    tokens, grid = tower.stem(images)
-    *blocks, last = tower.blocks
-    kept = None if feature_block is None else tower.num_layers + feature_block
-    intermediate: Tensor | None = None
-    for index, block in enumerate(blocks):
-        tokens = run_attention(block, tokens)
-        normalized = block.ln_2(tokens)
-        if index == kept:
-            intermediate = normalized[:, 1:].transpose(1, 2).unflatten(2, grid)
-        tokens = tokens + block.ls_2(block.mlp(normalized))
-    dense = tower.project_patches(run_value_block(last, tokens), grid)
-    return CLIPFeatures(dense, dense if intermediate is None else intermediate)
+
+    def __init__(self, tower: ViTTower, feature_block: int | None) -> None:
+        super().__init__()
+        self.tower = tower
+        self.kept = None if feature_block is None else tower.num_layers + feature_block
+
+    def forward(self, images: Tensor) -> CLIPFeatures:
+        """Read normalised images `(B, 3, H, W)`."""
+        tokens, grid = self.tower.stem(images)
+        *blocks, last = self.tower.blocks
+        intermediate: Tensor | None = None
+        for index, block in enumerate(blocks):
+            tokens = run_attention(block, tokens)
+            normalized = block.ln_2(tokens)
+            if index == self.kept:
+                intermediate = normalized[:, 1:].transpose(1, 2).unflatten(2, grid)
+            tokens = tokens + block.ls_2(block.mlp(normalized))
+        dense = self.tower.project_patches(run_value_block(last, tokens), grid)
+        return CLIPFeatures(dense, dense if intermediate is None else intermediate)
 
 
 def pool(features: Tensor, weights: Tensor, threshold: float) -> Tensor:

@@ -15,9 +15,9 @@ from ovsl.methods.background import check_background_first
 from ovsl.methods.base import SegmentationModule
 from ovsl.methods.clip_diy.network import (
     CLIPDIYSizes,
+    ImageEmbedding,
     aggregate,
     guide,
-    image_embeddings,
     resize_bilinear,
     resized_crops,
 )
@@ -61,10 +61,11 @@ class CLIPDIY(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, templates=templates, inference=inference, **kwargs)
-        self.tower = self.clip.require_tower(ViTTower, "CLIP-DIY")
+        tower = self.clip.require_tower(ViTTower, "CLIP-DIY")
+        self.network = ImageEmbedding(tower)
         self.levels = sizes.levels
         self.sizes = sizes
-        self.crop_side = self.tower.grid[0] * self.tower.patch_size
+        self.crop_side = tower.grid[0] * tower.patch_size
         self.found = None if foreground is None else foreground.build()
         self.interpolation = interpolation
         self.window_batch_size = window_batch_size
@@ -82,9 +83,7 @@ class CLIPDIY(SegmentationModule):
         levels = resized_crops(images, self.levels, self.crop_side)
         # One queue for the crops of all levels and images, so that no batch through CLIP is small.
         queue = torch.cat([level.flatten(0, 2) for level in levels])
-        embeddings = [
-            image_embeddings(self.tower, self.clip.normalize(part)) for part in queue.split(self.window_batch_size)
-        ]
+        embeddings = [self.network(self.clip.normalize(part)) for part in queue.split(self.window_batch_size)]
         scores = text.per_class(torch.cat(embeddings) @ text.vectors.T)
         by_level = scores.split([level.shape[:3].numel() for level in levels])
         return [

@@ -8,7 +8,7 @@ from typing import Literal
 
 import cv2
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import ViTTower
@@ -70,10 +70,21 @@ def crops(images: Tensor, size: int, step: int) -> Tensor:
     return images.unfold(2, size, step).unfold(3, size, step).permute(0, 2, 3, 1, 4, 5)
 
 
-def image_embeddings(tower: ViTTower, images: Tensor) -> Tensor:
-    """Embed images as an unaltered CLIP does: normalised `(N, 3, H, W)` -> unit `(N, D)`."""
-    *_, (tokens, _) = tower.intermediate_tokens(images)
-    return functional.normalize(tower.project(tokens[:, :1]).flatten(1), dim=-1)
+class ImageEmbedding(nn.Module):
+    """An unaltered CLIP's embedding of images.
+
+    Args:
+        tower: CLIP's vision transformer; it is read, not owned.
+    """
+
+    def __init__(self, tower: ViTTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images: normalised `(N, 3, H, W)` -> unit `(N, D)`."""
+        *_, (tokens, _) = self.tower.intermediate_tokens(images)
+        return functional.normalize(self.tower.project(tokens[:, :1]).flatten(1), dim=-1)
 
 
 def resized_crops(images: Tensor, levels: list[tuple[int, int]], side: int) -> list[Tensor]:

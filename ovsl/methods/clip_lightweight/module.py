@@ -123,7 +123,8 @@ class CLIPLightweight(ClosedSetModule):
         if not isinstance(self.network.fusion, TwoWayFusion):
             return Losses(losses)
         # Near zero, the image would not reach the texts.
-        return Losses(losses, {"gamma": self.network.fusion.gamma.detach().abs().mean()})
+        gamma = self.network.fusion.gamma
+        return Losses(losses, {"gamma": lambda: gamma.abs().mean()})
 
     def losses_of(
         self, output: CLIPLightweightOutput, text: TextEmbeddings, labels: Tensor, ignore_index: int

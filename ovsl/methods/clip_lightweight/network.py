@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.errors import InputError
-from ovsl.layers import Backbone, FeaturePyramid, SemanticFPNHead, score_map
+from ovsl.layers import Backbone, FeaturePyramid, SemanticFPNHead, embedded_score_map, score_map
 from ovsl.methods.clip_lightweight.fusion import CLIPLightweightSizes, ContextFusion, TwoWayFusion
 
 
@@ -90,7 +90,9 @@ class CLIPLightweightNetwork(nn.Module):
             scores = score_map(out.cells, text)
             appended = fused if self.num_classes is None else scores
             levels[-1] = torch.cat([levels[-1], appended.to(levels[-1].dtype)], dim=1)
-        logits = self.head(self.neck(levels))
+        maps = self.head.features(self.neck(levels))
         if self.num_classes is None:
-            logits = score_map(logits, text) / self.temperature
+            logits = embedded_score_map(maps, self.head.classifier, text) / self.temperature
+        else:
+            logits = self.head.classifier(maps)
         return CLIPLightweightOutput(logits, scores, text, fused)

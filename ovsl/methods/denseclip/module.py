@@ -18,7 +18,7 @@ from ovsl.losses import Average, pixel_accuracy, pixel_cross_entropy
 from ovsl.methods.base import Losses
 from ovsl.methods.closed_set import ClosedSetModule
 from ovsl.methods.denseclip.encoders import ViTOptions, build_encoder, build_language_encoder
-from ovsl.methods.denseclip.network import DenseCLIPNetwork, DenseCLIPOutput, DenseCLIPSizes, SemanticFPN
+from ovsl.methods.denseclip.network import DenseCLIPNetwork, DenseCLIPOutput, DenseCLIPSizes, Matched, SemanticFPN
 from ovsl.methods.denseclip.text import ContextTextClassifier, LearnedContexts
 from ovsl.methods.schedules import PolynomialSchedule, Schedule
 
@@ -153,8 +153,8 @@ class DenseCLIP(ClosedSetModule):
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Give logits of the head, or of the score map; see `SegmentationModule.forward`."""
         if self.open_vocabulary and isinstance(self.network, DenseCLIPNetwork):
-            score_map = self.network.match(self.normalize(images), text.vectors).score_map
-            return DensePrediction(score_map / self.temperature)
+            matched: Matched = self.network(self.normalize(images), text.vectors, head=False)
+            return DensePrediction(matched.score_map / self.temperature)
         if text.num_classes != self.network.num_classes:
             raise InputError(
                 f"The head of this DenseCLIP has {self.network.num_classes} classes and was given {text.num_classes}: "
@@ -184,7 +184,7 @@ class DenseCLIP(ClosedSetModule):
             scores = resize(output.score_map / self.temperature, size)
             loss = pixel_cross_entropy(scores, labels, ignore_index, self.average)
             losses["score_map"] = self.score_weight * loss
-        return Losses(losses, {"pixel_accuracy": pixel_accuracy(logits, labels, ignore_index)})
+        return Losses(losses, {"pixel_accuracy": lambda: pixel_accuracy(logits, labels, ignore_index)})
 
     def parameter_groups(self, base_rate: float) -> Iterable[dict[str, Any]]:
         """Give the published groups: the encoder at a tenth of the rate; the context decoder's layer norms undecayed.

@@ -152,12 +152,15 @@ class DenseCLIPNetwork(nn.Module):
         levels[place] = torch.cat([levels[place], scores.to(levels[place].dtype)], dim=1)
         return Matched(levels, scores, adapted)
 
-    def forward(self, images: Tensor, text: Tensor) -> DenseCLIPOutput:
+    def forward(self, images: Tensor, text: Tensor, head: bool = True) -> DenseCLIPOutput | Matched:
         """Segment normalised images with the classes of the head.
 
         Args:
             images: `(B, 3, H, W)`.
             text: Text embeddings `(num_classes, D)`, any length.
+            head: False to compare alone, with any number of texts, see `match`.
         """
         matched = self.match(images, text)
+        if not head:
+            return matched
         return DenseCLIPOutput(self.head(self.neck(matched.levels)), matched.score_map, matched.text)

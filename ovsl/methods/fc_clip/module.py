@@ -11,7 +11,7 @@ from jsonargparse import lazy_instance
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from ovsl.clip import CLIPSettings, ConvTower, SynonymRule, TextEmbeddings
+from ovsl.clip import CLIPSettings, ConvTower, SynonymRule, TextEmbeddings, TowerStages
 from ovsl.data import EvaluationTransform
 from ovsl.data.batches import TrainingBatch
 from ovsl.evaluation import Words
@@ -96,6 +96,7 @@ class FCCLIP(SegmentationModule):
             **kwargs,
         )
         self.tower = self.clip.require_tower(ConvTower, "FCCLIP")
+        self.backbone = TowerStages(self.tower)
         self.network = FCCLIPNetwork(self.tower.stage_channels, self.clip.embedding_dimension, sizes)
         self.seen_exponent = seen_exponent
         self.unseen_exponent = unseen_exponent
@@ -111,9 +112,8 @@ class FCCLIP(SegmentationModule):
 
     def backbone_features(self, images: Tensor) -> list[Tensor]:
         """Read the frozen tower: normalised `(B, 3, H, W)` -> maps at stride 4, 8, 16 and 32, without gradient."""
-        with torch.no_grad():
-            stages = self.tower.stage_features(images)
-        return [stages[name] for name in ("res2", "res3", "res4", "res5")]
+        features: list[Tensor] = self.backbone(images)
+        return features
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> MaskPrediction:
         """Masks with ensembled class probabilities; see `SegmentationModule.forward`.
@@ -132,8 +132,8 @@ class FCCLIP(SegmentationModule):
         return self.network(self.backbone_features(padded), text.vectors, auxiliary=True)
 
     def networks(self) -> Iterable[nn.Module]:
-        """Give the decoders and the stages of the frozen tower."""
-        yield from (self.network, *self.tower.stages)
+        """Give the frozen tower and the decoders."""
+        return self.backbone, self.network
 
     def ensemble(
         self,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ovsl.layers.positions import interpolate_positions
+from ovsl.layers import embedded_score_map, interpolate_positions
 
 Matching = Literal["float32", "float16"]
 LOGIT_SCALE = 1 / 0.07
@@ -88,11 +88,20 @@ class ViTPyramid(nn.Module):
         outputs, grid = self.tokens(images)
         levels = []
         for tokens, readout, reassemble in zip(outputs, self.readout, self.reassemble, strict=True):
-            patches = tokens[:, 1:]
-            # "Project": every patch is told the class token.
-            told = readout(torch.cat([patches, tokens[:, :1].expand_as(patches)], dim=-1))
+            told = tell_class_token(tokens, *readout.children())
             levels.append(reassemble(told.transpose(1, 2).unflatten(2, grid)))
         return levels
+
+
+def tell_class_token(tokens: Tensor, projection: nn.Module, activation: nn.Module) -> Tensor:
+    """Project patches side by side with the class token: `(B, 1 + N, width)` -> `(B, N, width)` (DPT's "project").
+
+    The class token is the same for all patches, and so is its half of the projection.
+    """
+    assert isinstance(projection, nn.Linear)
+    of_patches, of_token = projection.weight.chunk(2, dim=1)
+    shared = functional.linear(tokens[:, :1], of_token, projection.bias)
+    return activation(functional.linear(tokens[:, 1:], of_patches) + shared)
 
 
 class ResNetPyramid(nn.Module):
@@ -242,23 +251,26 @@ class LSegNetwork(nn.Module):
         self.regularizer = regularizer
         self.matching = matching
 
-    def pixel_features(self, images: Tensor) -> Tensor:
-        """Normalised images `(B, 3, H, W)` -> embeddings `(B, D, H/2, W/2)`, not normalised."""
-        return self.head(self.decoder(self.encoder(images)))
+    def match(self, maps: Tensor, text: Tensor) -> Tensor:
+        """Compare what the decoder gives with texts.
 
-    def match(self, features: Tensor, text: Tensor) -> Tensor:
-        """Scaled cosines `(B, K, h, w)` of features `(B, D, h, w)` and texts `(K, D)` or `(B, K, D)`."""
-        dtype = torch.float16 if self.matching == "float16" else torch.float32
+        Args:
+            maps: `(B, width, h, w)`.
+            text: `(K, D)` or `(B, K, D)`, any length.
+
+        Returns:
+            Scaled cosines `(B, K, h, w)`.
+        """
         # The scale is a constant in the official code too, whatever its name there says.
-        scale = torch.full((), math.exp(math.log(LOGIT_SCALE)), dtype=dtype, device=features.device)
-        text = text.to(dtype)
-        text = (text / text.norm(dim=-1, keepdim=True)).expand(len(features), -1, -1)
-        features = features.float()
-        lengths = features.norm(dim=1, keepdim=True)
+        scale = math.exp(math.log(LOGIT_SCALE))
         if self.matching == "float32":
-            # The products are divided, and not the features, which are larger.
-            return torch.einsum("bkd,bdhw->bkhw", text, features).float() * (scale / lengths)
-        return torch.einsum("bkd,bdhw->bkhw", text, scale * (features / lengths).to(dtype)).float()
+            return scale * embedded_score_map(maps, self.head, text)
+        text = text.half()
+        text = (text / text.norm(dim=-1, keepdim=True)).expand(len(maps), -1, -1)
+        features = self.head(maps).float()
+        features = (features / features.norm(dim=1, keepdim=True)).half()
+        half_scale = torch.full((), scale, dtype=torch.float16, device=maps.device)
+        return torch.einsum("bkd,bdhw->bkhw", text, half_scale * features).float()
 
     def forward(self, images: Tensor, text: Tensor) -> LSegOutput:
         """Match every pixel with texts, at the size of the input where 32 divides it.
@@ -267,7 +279,7 @@ class LSegNetwork(nn.Module):
             images: Normalised `(B, 3, H, W)`.
             text: `(K, D)`, or `(B, K, D)` with classes of each image's own; any length.
         """
-        logits = self.match(self.pixel_features(images), text)
+        logits = self.match(self.decoder(self.encoder(images)), text)
         if self.regularizer is not None:
             logits = self.regularizer(logits)
         return LSegOutput(functional.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ovsl.clip import ImageTower, TextEmbeddings
+from ovsl.clip import DenseTower, ImageTower, TextEmbeddings
 from ovsl.inference import DensePrediction, Prediction
 from ovsl.layers import cosine_scores
 from ovsl.methods.base import SegmentationModule
@@ -29,14 +29,10 @@ class MaskCLIP(SegmentationModule):
 
     def __init__(self, temperature: float = 100.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.tower = self.clip.require_tower(ImageTower, "MaskCLIP")
+        self.network = DenseTower(self.clip.require_tower(ImageTower, "MaskCLIP"))
         self.temperature = temperature
-
-    def dense_features(self, images: Tensor) -> Tensor:
-        """Patch features in the joint space: uint8 `(B, 3, H, W)` -> `(B, D, h, w)`, not normalised."""
-        return self.tower.dense_features(self.clip.normalize(images))
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Class probabilities on the patch grid; see `SegmentationModule.forward`."""
-        scores = text.per_class(cosine_scores(self.dense_features(images), text.vectors))
+        scores = text.per_class(cosine_scores(self.network(self.clip.normalize(images)), text.vectors))
         return DensePrediction((self.temperature * scores).softmax(dim=1))

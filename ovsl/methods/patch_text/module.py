@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ovsl.clip import CLIPSettings, TextEmbeddings, ViTTower
+from ovsl.clip import CLIPSettings, DenseTower, TextEmbeddings, ViTTower
 from ovsl.data.batches import TrainingBatch
 from ovsl.inference import DensePrediction, Prediction, resize
 from ovsl.layers import cosine_scores
@@ -39,16 +39,13 @@ class PatchText(SegmentationModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(clip=clip, train_clip=train_clip, **kwargs)
-        self.tower = self.clip.require_tower(ViTTower, "PatchText")
+        self.network = DenseTower(self.clip.require_tower(ViTTower, "PatchText"), mode="attention")
         self.temperature = temperature
-
-    def dense_features(self, images: Tensor) -> Tensor:
-        """Patch features in the joint space: uint8 `(B, 3, H, W)` -> `(B, D, h, w)`, not normalised."""
-        return self.tower.dense_features(self.clip.normalize(images), mode="attention")
 
     def class_logits(self, images: Tensor, text: TextEmbeddings) -> Tensor:
         """`temperature * cosine` on the patch grid, `(B, C, h, w)`."""
-        return self.temperature * text.per_class(cosine_scores(self.dense_features(images), text.vectors))
+        features = self.network(self.clip.normalize(images))
+        return self.temperature * text.per_class(cosine_scores(features, text.vectors))
 
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Class probabilities on the patch grid; see `SegmentationModule.forward`."""

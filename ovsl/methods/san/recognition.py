@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ovsl.clip import ViTTower
 from ovsl.clip.blocks import run_block
-from ovsl.layers import attend, recompute
+from ovsl.layers import adaptive_max_pool, attend, recompute
 
 
 def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -27,7 +27,7 @@ def pool_biases(biases: Tensor, grid: tuple[int, int]) -> Tensor:
     Returns:
         `(layers, B, heads, Q, clip_h*clip_w)`.
     """
-    pooled = functional.adaptive_max_pool2d(biases.flatten(0, 2), grid)
+    pooled = adaptive_max_pool(biases.flatten(0, 2), grid)
     return pooled.flatten(2).unflatten(0, biases.shape[:3])
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from open_clip import OPENAI_DATASET_MEAN
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ovsl.clip import SynonymRule, TextEmbeddings, ViTTower
@@ -93,6 +94,10 @@ class TrainingFree(SegmentationModule):
             regions = functional.pad(regions, padding, value=PADDED_REGION)
         colors = normalized * self.clip.std + self.clip.mean
         return self.last_block(self.tower, normalized, colors, regions), padding
+
+    def networks(self) -> Iterable[nn.Module]:
+        """Give the last block, which runs the others."""
+        return (self.last_block,)
 
     def forward(self, images: Tensor, text: TextEmbeddings, regions: Tensor | None = None) -> Prediction:
         """Return the cosines of patches and words; see `SegmentationModule.forward`."""

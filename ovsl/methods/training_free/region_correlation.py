@@ -83,6 +83,8 @@ class RegionCorrelation(LastBlock):
         joint = norm(main) + self.spatial_weight * norm(spatial) + self.semantic_weight * norm(semantic)
         return (joint @ tower.visual.proj).transpose(1, 2).unflatten(2, size)
 
+    # Which regions there are is read from the image: no part of a compiled network, which ends here and goes on behind.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def merge(self, features: Tensor, regions: Tensor) -> Tensor:
         """Merge the regions whose mean features are alike, image by image.
 
@@ -187,6 +189,7 @@ class RegionCorrelation(LastBlock):
         return copies
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def region_numbers(regions: Tensor) -> Tensor:
     """Rank the values of every map from 0 in ascending order: `(B, h, w)` -> int64 `(B, h, w)`."""
     return torch.stack([one.unique(return_inverse=True)[1] for one in regions])

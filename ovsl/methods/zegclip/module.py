@@ -146,7 +146,7 @@ class ZegCLIP(SegmentationModule):
         """Compute focal and dice loss, or cross entropy, of the fed classes; see `SegmentationModule.losses`."""
         logits, labels = self.training_pair(batch)
         ignore_index = self.training_classes.ignore_index
-        figures = {"pixel_accuracy": pixel_accuracy(logits, labels, ignore_index)}
+        figures = {"pixel_accuracy": lambda: pixel_accuracy(logits, labels, ignore_index)}
         if self.loss == "exclusive":
             return Losses({"cross_entropy": pixel_cross_entropy(logits, labels, ignore_index)}, figures)
         num_masks = count_masks(labels, logits.shape[1])

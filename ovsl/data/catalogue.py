@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ovsl.data.batches import AveragePrecisionRules
 from ovsl.data.local_files import data_folder, locate
 from ovsl.data.parquet import HubSource, ParquetSource
 from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, LabelTransform, Row, Source, label_table
 from ovsl.data.toy import ToySource
+from ovsl.detections import AveragePrecisionRules
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
+from ovsl.detections import TRUTHS, precision_scores
 from ovsl.errors import InputError
 from ovsl.evaluation.diagnosis import Diagnosis
 from ovsl.evaluation.image_counts import ImageCounting
@@ -25,7 +26,7 @@ from ovsl.metrics import (
     PanopticQuality,
 )
 from ovsl.results import ClassResult, EvaluationResult
-from ovsl.results.bootstrap import Interval, intervals
+from ovsl.results.bootstrap import PRECISION, Interval, intervals
 from ovsl.results.image_counts import ImageCounts
 from ovsl.scores import PIXELS, SEGMENTS, panoptic_scores, seen_and_unseen, semantic_scores
 
@@ -88,8 +89,7 @@ class DatasetEvaluation:
             self.panoptic_quality = PanopticQuality(num_classes, things, seen).to(device)
             rules = CityscapesAveragePrecision if task.average_precision == "cityscapes" else MaskAveragePrecision
             self.average_precision = rules(num_classes, seen).to(device)
-        segments = SEGMENTS if self.panoptic_quality is not None else ()
-        self.image_counting = ImageCounting((*PIXELS, *segments)) if count_images else None
+        self.image_counting = ImageCounting(self._names()) if count_images else None
         self.diagnosis = Diagnosis(num_classes, seen, vocabulary.ignore_index).to(device) if diagnose else None
 
     def update(self, batch: EvaluationBatch) -> list[Segmentation]:
@@ -109,10 +109,10 @@ class DatasetEvaluation:
         for index, segmentation in enumerate(found):
             before = self._sums()
             self.iou.update(segmentation.labels, batch["semantic"][index])
-            if counts_segments:
-                self._count_segments(segmentation, batch, index)
+            with_segments = counts_segments and self._count_segments(segmentation, batch, index)
             if self.image_counting is not None:
-                self.image_counting.add(batch["id"][index], torch.stack(self._sums()) - torch.stack(before))
+                detections = self.average_precision.last_image() if with_segments and self.average_precision else None
+                self.image_counting.add(batch["id"][index], self._sums() - before, detections)
         return found
 
     def _diagnose(self, diagnosis: Diagnosis, batch: EvaluationBatch, index: int, segments: bool) -> Segmentation:
@@ -124,18 +124,26 @@ class DatasetEvaluation:
         diagnosis.update(trace, size, batch["semantic"][index], None if truth is None else truth[index])
         return trace.found
 
-    def _sums(self) -> list[Tensor]:
-        """List the sums that images add to, in the order of `image_counting`."""
-        sums: list[Tensor] = [getattr(self.iou, name) for name in PIXELS]
-        if self.panoptic_quality is not None:
-            sums += [getattr(self.panoptic_quality, name) for name in SEGMENTS]
-        return sums
-
-    def _count_segments(self, found: Segmentation, batch: EvaluationBatch, index: int) -> None:
+    def _names(self) -> tuple[str, ...]:
+        """Names of the sums that images add to."""
         if self.panoptic_quality is None or self.average_precision is None:
-            return
+            return PIXELS
+        return (*PIXELS, *SEGMENTS, *TRUTHS[: len(self.average_precision.areas)])
+
+    def _sums(self) -> Tensor:
+        """Stack these sums, `(len(names), C)`."""
+        sums: list[Tensor] = [getattr(self.iou, name) for name in PIXELS]
+        if self.panoptic_quality is not None and self.average_precision is not None:
+            sums += [getattr(self.panoptic_quality, name) for name in SEGMENTS]
+            sums += self.average_precision.truths
+        return torch.stack(sums)
+
+    def _count_segments(self, found: Segmentation, batch: EvaluationBatch, index: int) -> bool:
+        """Count the segments of an image, where there are any to count; say whether there were."""
+        if self.panoptic_quality is None or self.average_precision is None:
+            return False
         if found.panoptic is None or found.instances is None:  # a sliding window does not join its masks
-            return
+            return False
         ids, classes = batch["segment_ids"][index], batch["segment_classes"][index]
         crowd = batch["segment_crowd"][index]
         self.panoptic_quality.update(found.panoptic.segment_ids, found.panoptic.classes, ids, classes, crowd)
@@ -149,6 +157,7 @@ class DatasetEvaluation:
         self.average_precision.update(
             instances.scores, instances.labels, instances.masks, labels, masks, crowd, void=ids == 0
         )
+        return True
 
     def result(self, header: RunHeader) -> EvaluationResult:
         """Divide the counts of all processes; every process has to call this.
@@ -193,7 +202,7 @@ class DatasetEvaluation:
         )
 
     def _intervals(self, counts: ImageCounts, metrics: Mapping[str, float | None]) -> dict[str, Interval]:
-        """Intervals of the metrics that sums over images give: all but mask AP, which ranks all detections together."""
+        """Intervals of all metrics, by drawing images again."""
 
         def score(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             scores = semantic_scores(sums, self.iou.seen, self.iou.absent)
@@ -201,6 +210,8 @@ class DatasetEvaluation:
                 scores |= seen_and_unseen(scores["iou"], self.seen_by_synonyms, _BY_SYNONYMS)
             if self.panoptic_quality is not None and "PQ" in metrics:
                 scores |= panoptic_scores(sums, self.panoptic_quality.things, self.panoptic_quality.seen)
+            if PRECISION in sums:
+                scores |= precision_scores(sums[PRECISION], self.iou.seen)
             return {name: scores[name] for name in metrics if name in scores}
 
         return intervals(counts, score)

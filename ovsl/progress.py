@@ -18,6 +18,7 @@ SILENT, INTERVAL = 2.0, 15.0
 
 Item = TypeVar("Item")
 Watcher = Callable[[int, int, str], None]
+Advance = Callable[[int], object]
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
@@ -34,15 +35,39 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
     Yields:
         The items.
     """
+    with counting(len(items), what) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def counting(total: int, what: str, done: int = 0) -> Iterator[Advance]:
+    """Say on the error stream how far something is that goes on by itself.
+
+    Args:
+        total: Items in all.
+        what: Says what is done, such as "Converting".
+        done: Items that were done before.
+
+    Yields:
+        To be called with the number of items that were finished.
+    """
     watcher = _watcher.get()
     if watcher is not None:
-        yield from _watched(items, what, watcher)
+        watcher(done, total, what)
+        yield _Count(done, lambda now: watcher(now, total, what) if now < total else None)
     elif os.environ.get("LOCAL_RANK", "0") != "0":
-        yield from items
+        yield lambda number: None
     elif sys.stderr.isatty():
-        yield from tqdm(items, desc=what, delay=SILENT, leave=False, dynamic_ncols=True, file=sys.stderr)
+        with tqdm(
+            total=total, initial=done, desc=what, delay=SILENT, leave=False, dynamic_ncols=True, file=sys.stderr
+        ) as bar:
+            yield bar.update
     else:
-        yield from _logged(items, what)
+        log = _Log(total, what)
+        yield _Count(done, log)
+        log.end()
 
 
 @contextmanager
@@ -83,19 +108,32 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def _watched(items: Sequence[Item], what: str, watcher: Watcher) -> Iterator[Item]:
-    for done, item in enumerate(items):
-        watcher(done, len(items), what)
-        yield item
+class _Count:
+    """Adds up what is finished, and tells how much it is."""
+
+    def __init__(self, done: int, tell: Callable[[int], None]) -> None:
+        self.done = done
+        self.tell = tell
+
+    def __call__(self, number: int) -> None:
+        self.done += number
+        self.tell(self.done)
 
 
-def _logged(items: Sequence[Item], what: str) -> Iterator[Item]:
-    start = time.monotonic()
-    spoken, next_line = False, start + SILENT
-    for done, item in enumerate(items):
-        if (now := time.monotonic()) >= next_line:
-            spoken, next_line = True, now + INTERVAL
-            print(f"{what}: {done} of {len(items)}, {now - start:.0f} s", file=sys.stderr, flush=True)
-        yield item
-    if spoken:
-        print(f"{what}: done, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+class _Log:
+    """A line now and then."""
+
+    def __init__(self, total: int, what: str) -> None:
+        self.total = total
+        self.what = what
+        self.start = time.monotonic()
+        self.spoken, self.next_line = False, self.start + SILENT
+
+    def __call__(self, done: int) -> None:
+        if done < self.total and (now := time.monotonic()) >= self.next_line:
+            self.spoken, self.next_line = True, now + INTERVAL
+            print(f"{self.what}: {done} of {self.total}, {now - self.start:.0f} s", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self.spoken:
+            print(f"{self.what}: done, {time.monotonic() - self.start:.0f} s", file=sys.stderr, flush=True)

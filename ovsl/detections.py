@@ -57,8 +57,13 @@ class Detections:
         """Put several together, None where there are none."""
         if not parts:
             return None
-        names = ("image", "label", "score", "codes")
-        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names), parts[0].rules)
+        return cls(
+            np.concatenate([part.image for part in parts]),
+            np.concatenate([part.label for part in parts]),
+            np.concatenate([part.score for part in parts]),
+            np.concatenate([part.codes for part in parts]),
+            parts[0].rules,
+        )
 
 
 class AveragePrecision:
@@ -154,16 +159,18 @@ class _Curve:
             score = detections.score[rows]
             point = np.cumsum(np.append(False, score[1:] != score[:-1]))
         is_event = np.bincount(point, right.any(axis=1)) > 0
-        event, inside = (np.cumsum(is_event) - is_event)[point], is_event[point]
+        numbers: np.ndarray = np.cumsum(is_event) - is_event
+        event, inside = numbers[point], is_event[point]
         events = int(is_event.sum())
+        before_last = np.less(event, events)
 
         def by_threshold(chosen: np.ndarray) -> csr_array:
-            row, threshold = np.nonzero(chosen & (event < events)[:, None])
+            row, threshold = np.nonzero(chosen & before_last[:, None])
             places = (image[row], event[row] * NUM_THRESHOLDS + threshold)
             return csr_array((np.ones(len(row)), places), (num_images, events * NUM_THRESHOLDS))
 
         everywhere = wrong.all(axis=1)
-        kept = everywhere & (event < events)
+        kept = everywhere & before_last
         common = csr_array((np.ones(kept.sum()), (image[kept], event[kept])), (num_images, events))
         partly = by_threshold(wrong & ~everywhere[:, None])
         return cls(area, label, events, by_threshold(right), common, partly, by_threshold(wrong & inside[:, None]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,11 +24,16 @@ from ovsl.metrics import (
     OpenVocabularyIoU,
     PanopticQuality,
 )
+from ovsl.metrics.confusion import ConfusionCounts
+from ovsl.metrics.summed import summed
 from ovsl.results import ClassResult, EvaluationResult
 from ovsl.results.bootstrap import PRECISION, Interval, intervals
+from ovsl.results.confusion import Confusion
 from ovsl.results.image_counts import ImageCounts
 from ovsl.scores import PIXELS, SEGMENTS, panoptic_scores, seen_and_unseen, semantic_scores
 
+MOST_CLASSES = 1024
+"""Classes of the largest confusion that a plain test counts, 8 MB."""
 _BY_SYNONYMS = ("mIoU_seen_by_synonyms", "mIoU_unseen_by_synonyms", "hIoU_by_synonyms")
 
 
@@ -62,7 +66,8 @@ class DatasetEvaluation:
         device: Where counts are kept.
         seen_by_synonyms: Seen marks by the rule that FC-CLIP published, where they differ from those of the segmenter;
             the result then has the means of both.
-        count_images: Whether the counts of each image are kept too, for intervals and comparisons.
+        count_images: Whether the counts of each image are kept too, for intervals and comparisons, and the confusion
+            of the classes.
         diagnose: Whether what a diagnosis needs is counted too.
     """
 
@@ -90,6 +95,9 @@ class DatasetEvaluation:
             rules = CityscapesAveragePrecision if task.average_precision == "cityscapes" else MaskAveragePrecision
             self.average_precision = rules(num_classes, seen).to(device)
         self.image_counting = ImageCounting(self._names()) if count_images else None
+        self.confusion: ConfusionCounts | None = None
+        if diagnose or (count_images and num_classes <= MOST_CLASSES):
+            self.confusion = ConfusionCounts(num_classes, vocabulary.ignore_index).to(device)
         self.diagnosis = Diagnosis(num_classes, seen, vocabulary.ignore_index).to(device) if diagnose else None
 
     def update(self, batch: EvaluationBatch) -> list[Segmentation]:
@@ -109,6 +117,8 @@ class DatasetEvaluation:
         for index, segmentation in enumerate(found):
             before = self._sums()
             self.iou.update(segmentation.labels, batch["semantic"][index])
+            if self.confusion is not None:
+                self.confusion.update(segmentation.labels, batch["semantic"][index])
             with_segments = counts_segments and self._count_segments(segmentation, batch, index)
             if self.image_counting is not None:
                 detections = self.average_precision.last_image() if with_segments and self.average_precision else None
@@ -198,6 +208,7 @@ class DatasetEvaluation:
             published={name: value / 100 for name, value in self.task.published.items()},
             intervals={} if counts is None else self._intervals(counts, metrics),
             image_counts=counts,
+            confusion=None if self.confusion is None else Confusion.of(summed(self.confusion).numpy()),
             diagnosis=None if self.diagnosis is None else self.diagnosis.counts(self.segmenter.words),
         )
 
@@ -218,10 +229,7 @@ class DatasetEvaluation:
 
 
 def _segment_metrics(metric: PanopticQuality | MaskAveragePrecision) -> dict[str, float | None]:
-    with warnings.catch_warnings():
-        # A dataset without panoptic maps, or a process without an image, has nothing to count.
-        warnings.filterwarnings("ignore", "The ``compute`` method of metric")
-        values = metric.compute()
+    values = summed(metric)
     return {name: _number(values[name].item()) for name in metric.scalars} if values["images"] else {}
 
 

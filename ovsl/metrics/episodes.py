@@ -16,6 +16,7 @@ from ovsl.scores import ASKED, PIXELS, episode_scores
 COUNTS = (*PIXELS, *ASKED)
 """Counts of a question, pixels that are ignored left out."""
 
+
 class EpisodeIoU(Metric):
     """IoU of foreground and background over questions (image, class), as few-shot segmentation counts it.
 
@@ -109,5 +110,5 @@ def drawn(keys: np.ndarray, labels: np.ndarray, number: int, seed: int) -> np.nd
 
 
 def image_key(id: str) -> int:
-    """Number of an image for tensors and draws, which depends on its name and on nothing else."""
+    """Make a number of the name of an image, for tensors and draws."""
     return zlib.crc32(id.encode())

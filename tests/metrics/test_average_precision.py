@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from ovsl.errors import InputError
 from ovsl.detections import AveragePrecision, Detections, precision_scores
+from ovsl.errors import InputError
 from ovsl.metrics import CityscapesAveragePrecision
 from ovsl.metrics.average_precision import AREAS, THRESHOLDS, MaskAveragePrecision, match_detections
 

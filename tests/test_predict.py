@@ -102,12 +102,3 @@ def test_photos_of_one_name_do_not_overwrite_each_other(here: Path) -> None:
     assert {path.name for path in Path("run/predictions").iterdir()} == set(second), (
         "the same photos again take their own"
     )
-
-
-def test_a_photo_may_be_called_as_the_file_that_names_the_classes(here: Path) -> None:
-    for name in ("classes", "classes_"):
-        Image.new("RGB", (40, 40)).save(f"{name}.png")
-    assert predict(["road", "car"], "--data.images", '["classes.png", "classes_.png"]') == 0
-    assert json.loads(Path("run/predictions/classes.json").read_text()) == ["road", "car"]
-    found = {file.name for file in Path("run/predictions").glob("*.labels.png")}
-    assert found == {"classes_.labels.png", "classes__.labels.png"}

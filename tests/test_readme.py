@@ -14,10 +14,8 @@ import yaml
 from PIL import Image
 
 from ovsl.__main__ import VERBS, main
-from ovsl.data import ToySource
 from ovsl.data.catalogue import catalogue
 from ovsl.tools.report import collect
-from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
 from tests.data.shards import write_shard
 from tests.test_configs import row

@@ -18,6 +18,7 @@ SILENT, INTERVAL = 2.0, 15.0
 
 Item = TypeVar("Item")
 Watcher = Callable[[int, int, str], None]
+Advance = Callable[[int], object]
 
 _watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
@@ -34,15 +35,39 @@ def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
     Yields:
         The items.
     """
+    with counting(len(items), what) as advance:
+        for item in items:
+            yield item
+            advance(1)
+
+
+@contextmanager
+def counting(total: int, what: str, done: int = 0) -> Iterator[Advance]:
+    """Say on the error stream how far something is that goes on by itself.
+
+    Args:
+        total: Items in all.
+        what: Says what is done, such as "Converting".
+        done: Items that were done before.
+
+    Yields:
+        To be called with the number of items that were finished.
+    """
     watcher = _watcher.get()
     if watcher is not None:
-        yield from _watched(items, what, watcher)
+        watcher(done, total, what)
+        yield _Count(done, lambda now: watcher(now, total, what) if now < total else None)
     elif os.environ.get("LOCAL_RANK", "0") != "0":
-        yield from items
+        yield lambda number: None
     elif sys.stderr.isatty():
-        yield from tqdm(items, desc=what, delay=SILENT, leave=False, dynamic_ncols=True, file=sys.stderr)
+        with tqdm(
+            total=total, initial=done, desc=what, delay=SILENT, leave=False, dynamic_ncols=True, file=sys.stderr
+        ) as bar:
+            yield bar.update
     else:
-        yield from _logged(items, what)
+        lines = Lines(what)
+        yield _Count(done, lambda now: lines.at(now, total) if now < total else None)
+        lines.end()
 
 
 @contextmanager
@@ -83,18 +108,16 @@ def watched(watcher: Watcher) -> Iterator[None]:
         _watcher.reset(token)
 
 
-def _watched(items: Sequence[Item], what: str, watcher: Watcher) -> Iterator[Item]:
-    for done, item in enumerate(items):
-        watcher(done, len(items), what)
-        yield item
+class _Count:
+    """Adds up what is finished, and tells how much it is."""
 
+    def __init__(self, done: int, tell: Callable[[int], None]) -> None:
+        self.done = done
+        self.tell = tell
 
-def _logged(items: Sequence[Item], what: str) -> Iterator[Item]:
-    lines = Lines(what)
-    for done, item in enumerate(items):
-        lines.at(done, len(items))
-        yield item
-    lines.end()
+    def __call__(self, number: int) -> None:
+        self.done += number
+        self.tell(self.done)
 
 
 class Lines:

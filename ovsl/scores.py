@@ -18,6 +18,9 @@ PIXELS = ("intersection", "prediction_area", "target_area")
 SEGMENTS = ("iou_sum", "true_positives", "false_positives", "false_negatives")
 """Counts of segments of a class: the IoU of matches in units of 1 / `IOU_UNIT`, matches, wrong ones, missed ones."""
 
+ASKED = ("asked",)
+"""Count of the pixels of all images that were asked for a class; `PIXELS` are those of the answers then."""
+
 IOU_UNIT = 1 << 40
 """Sums of the IoU of segments are kept in whole multiples of 1 / IOU_UNIT: integers add up alike in any order."""
 
@@ -87,6 +90,24 @@ def panoptic_scores(
         for name, values in (("PQ", pq), ("SQ", sq), ("RQ", rq)):
             scores[f"{name}{suffix}"] = mean(values[..., chosen])
     return scores | seen_and_unseen(pq, seen, ("PQ_seen", "PQ_unseen", "hPQ")) | {"pq": pq, "sq": sq, "rq": rq}
+
+
+def episode_scores(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Divide counts of questions; what the scores are is said by `ovsl.metrics.episodes.EpisodeIoU`.
+
+    Args:
+        counts: `PIXELS` and `ASKED` of each class, `(..., C)`.
+
+    Returns:
+        float64, NaN where nothing was asked: `binary_mIoU` and `FB_IoU`, `(...)`, and `iou` of each class, `(..., C)`.
+    """
+    intersection, prediction_area, target_area = (counts[name] for name in PIXELS)
+    foreground, asked = prediction_area + target_area - intersection, counts[ASKED[0]]
+    # What lies in neither area is common to both backgrounds, what lies in one of them in their union.
+    both = divide((asked - foreground).sum(-1), (asked - intersection).sum(-1))
+    one = divide(intersection.sum(-1), foreground.sum(-1))
+    iou = divide(intersection, foreground)
+    return {"binary_mIoU": mean(iou), "FB_IoU": (one + both) / 2, "iou": iou}
 
 
 def seen_and_unseen(

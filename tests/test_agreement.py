@@ -17,6 +17,7 @@ import ovsl
 import ovsl.methods
 from ovsl.__main__ import main
 from ovsl.data import ColorRegions, ToySource
+from ovsl.results.confusion import Confusion
 from ovsl.results.diagnosis_counts import DiagnosisCounts
 from ovsl.results.image_counts import ImageCounts
 from tests.conftest import ROOT
@@ -156,7 +157,9 @@ def test_two_processes_give_the_results_of_one(tmp_path: Path) -> None:
     for name in alone.columns:
         np.testing.assert_array_equal(together.dense(name), alone.dense(name))
     counts = [DiagnosisCounts.read(folder / "results/test-toy.diagnosis.npz") for folder in (one, two)]
-    for name in ("confusion", "boundary", "true_masks", "margins"):
+    tables = [Confusion.read(folder / "results/test-toy.confusion.npz").dense() for folder in (one, two)]
+    np.testing.assert_array_equal(*tables)
+    for name in ("boundary", "true_masks", "margins"):
         np.testing.assert_array_equal(*(getattr(each, name) for each in counts), err_msg=name)
     totals = [alone.dense(name).sum() for name in ("intersection", "target_area")]
     assert totals[0] / totals[1] == first["metrics"]["pAcc"]

@@ -12,7 +12,7 @@ import pytest
 
 from ovsl import progress as module
 from ovsl.__main__ import main
-from ovsl.progress import busy, progress, watched
+from ovsl.progress import busy, counting, progress, watched
 from tests.conftest import ROOT
 
 
@@ -43,6 +43,19 @@ def test_a_log_gets_a_line_now_and_then(clock: list[float], capsys: pytest.Captu
         "Embedding words: done, 40 s",
     ]
     assert not any(ord(letter) < 32 and letter != "\n" for letter in error)
+
+
+def test_work_that_goes_on_by_itself_is_counted_from_what_was_done(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with counting(100, "Converting images", 40) as advance:
+        for _ in range(3):
+            clock[0] += 9
+            advance(20)
+    assert capsys.readouterr().err.splitlines() == [
+        "Converting images: 60 of 100, 9 s",
+        "Converting images: done, 27 s",
+    ]
 
 
 def test_what_is_done_at_once_says_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,8 @@ import yaml
 from PIL import Image
 
 from ovsl.__main__ import VERBS, main
-from ovsl.data import ToySource
 from ovsl.data.catalogue import catalogue
 from ovsl.tools.report import collect
-from ovsl.vocabulary import Vocabulary
 from tests.conftest import ROOT
 from tests.data.shards import write_shard
 from tests.prepare.trees import ade20k_150
@@ -135,17 +133,18 @@ def test_a_folder_of_photos_becomes_a_trained_and_tested_model_in_three_commands
     monkeypatch.delenv("OVSL_DATA", raising=False)
     for folder in ("images", "masks"):
         Path("photos", folder).mkdir(parents=True)
-    scenes = ToySource(seed=0, length=20)
+    draw, colors = np.random.default_rng(0), np.array([[200, 30, 30], [30, 200, 30], [30, 30, 200]], np.uint8)
     for number in range(20):
-        scene = scenes.row(number)
-        Image.fromarray(scene.image).save(f"photos/images/{number}.jpg", quality=95)
-        Image.fromarray(np.asarray(scene.semantic).astype(np.uint8)).save(f"photos/masks/{number}.png")
-    Path("photos/classes.txt").write_text("\n".join(Vocabulary.load("toy").classes))
+        mask = np.kron(draw.integers(0, 3, (2, 2)), np.ones((48, 60), int)).astype(np.uint8)
+        photo = colors[mask] + draw.integers(0, 20, (96, 120, 3), dtype=np.uint8)
+        Image.fromarray(photo).save(f"photos/images/{number}.jpg", quality=95)
+        Image.fromarray(mask).save(f"photos/masks/{number}.png")
+    Path("photos/classes.txt").write_text("red wall\ngreen grass\nblue water\n")
 
     assert [command[0] for command in PHOTOS] == ["data", "fit", "test"]
     check, fit, test = PHOTOS
     assert main(check) == 0
-    short = ["--trainer.max_steps", "10", "--trainer.val_check_interval", "10", "--data.num_workers", "0"]
+    short = ["--trainer.max_steps", "20", "--trainer.val_check_interval", "20", "--data.num_workers", "0"]
     assert main([*fit, *short, "--trainer.enable_progress_bar", "false"]) == 0
     assert main([*test, "--trainer.enable_progress_bar", "false"]) == 0
     assert sorted(path.name for path in Path("runs/data").iterdir()) == [
@@ -153,7 +152,7 @@ def test_a_folder_of_photos_becomes_a_trained_and_tested_model_in_three_commands
     ]  # fmt: skip
     (result,) = collect([Path("runs/photos")], "test")
     assert result.images == 4
-    assert result.metrics["mIoU"] > 0.2, "the shipped toy CLIP knows these words"
+    assert result.metrics["mIoU"] > 0.3, "any words, which no CLIP has read before"
 
 
 def test_files_that_the_readme_links_to_are_there() -> None:

@@ -1,4 +1,4 @@
-"""The best and the worst images of a test, and which class was taken for which."""
+"""The best and the worst images of a test."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from ovsl.callbacks.debug import is_debug_run
 from ovsl.callbacks.pictures import as_picture
 from ovsl.data.batches import EvaluationBatch
 from ovsl.methods.base import SegmentationModule
-from ovsl.metrics.segmentation import confusion_table
-from ovsl.results.confusion import Confusion, confusion_file
+from ovsl.metrics.segmentation import count_pixels
 from ovsl.results.drawing import Picture, draw_sheet, reduced
 
-MOST_CLASSES, LONGEST_SIDE = 1024, 512
-"""Classes of the largest table of confusions, 8 MB; pixels of a kept picture."""
+LONGEST_SIDE = 512
+"""Pixels of a kept picture."""
 
 Scored = tuple[float, int, Picture]
 """Score, a number of its own so that any two can be put in order, picture."""
@@ -33,21 +32,19 @@ Scored = tuple[float, int, Picture]
 class _Kept:
     """What is kept of a dataset: heaps, scores of `worst` negative, so that its least one is the first to go, too."""
 
-    table: Tensor
     best: list[Scored] = field(default_factory=list)
     worst: list[Scored] = field(default_factory=list)
 
 
 class PredictionExtremes(Callback):
-    """Draw the images of every test set that went best and worst, and count which class was taken for which.
+    """Draw the images of every test set that went best and worst.
 
     An image scores the mean IoU of the classes of its ground truth. Sheets go to
-    `<run directory>/pictures/test-<dataset>-best.png` and `-worst.png`, the confusion to
-    `<run directory>/results/test-<dataset>.confusion.npz`; `ovsl report --html` shows them. Vocabularies of more than
-    1024 classes, and episodes, have neither.
+    `<run directory>/pictures/test-<dataset>-best.png` and `-worst.png`; `ovsl report --html` shows them. Episodes have
+    none.
 
     Args:
-        count: Images on a sheet; 0 draws and counts nothing.
+        count: Images on a sheet; 0 draws none.
     """
 
     def __init__(self, count: int = 4) -> None:
@@ -64,17 +61,16 @@ class PredictionExtremes(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch, and keep those of its images that are among the extremes so far."""
+        """Keep those images of a batch that are among the extremes so far."""
         assert isinstance(pl_module, SegmentationModule)
         task = pl_module.evaluation.datasets[dataloader_idx].task
         vocabulary = task.vocabulary
-        if not self.count or task.episodes or len(vocabulary) > MOST_CLASSES:
+        if not self.count or task.episodes:
             return
+        kept = self._kept.setdefault(dataloader_idx, _Kept())
         for index, found in enumerate(outputs):
-            table = confusion_table(found.labels, batch["semantic"][index], len(vocabulary), vocabulary.ignore_index)
-            kept = self._kept.setdefault(dataloader_idx, _Kept(torch.zeros_like(table)))
-            kept.table += table
-            score = float(image_score(table))
+            target = batch["semantic"][index]
+            score = float(image_score(*count_pixels(found.labels, target, len(vocabulary), vocabulary.ignore_index)))
             if np.isnan(score):  # nothing of the image is evaluated
                 continue
             picture: Picture | None = None
@@ -91,9 +87,8 @@ class PredictionExtremes(Callback):
         parts: list[dict[int, _Kept]] = [self._kept]
         self._kept = {}
         if trainer.world_size > 1:
-            on_host = {index: replace(kept, table=kept.table.cpu()) for index, kept in parts[0].items()}
-            parts = [{} for _ in range(trainer.world_size)]
-            torch.distributed.all_gather_object(parts, on_host)
+            own, parts = parts[0], [{} for _ in range(trainer.world_size)]
+            torch.distributed.all_gather_object(parts, own)
         if not trainer.is_global_zero or is_debug_run(trainer):
             return
         for dataset in sorted({dataset for part in parts for dataset in part}):
@@ -102,8 +97,6 @@ class PredictionExtremes(Callback):
     def _write(self, trainer: Trainer, module: SegmentationModule, dataset: int, kept: list[_Kept]) -> None:
         evaluation = module.evaluation.datasets[dataset]
         name, root = evaluation.task.name, Path(trainer.default_root_dir)
-        table = torch.stack([part.table for part in kept]).sum(0)
-        Confusion.of(table.cpu().numpy()).write(confusion_file(root / "results" / f"test-{name}.json"))
         (root / "pictures").mkdir(parents=True, exist_ok=True)
         for which in ("best", "worst"):
             entries: list[Scored] = [entry for part in kept for entry in getattr(part, which)]
@@ -117,12 +110,13 @@ class PredictionExtremes(Callback):
         return replace(reduced(picture, LONGEST_SIDE), note=f"{picture.id[-60:]}: mIoU {100 * score:.1f} %")
 
 
-def image_score(table: Tensor) -> Tensor:
+def image_score(intersection: Tensor, prediction_area: Tensor, target_area: Tensor) -> Tensor:
     """Mean IoU in 0..1 of the classes of the ground truth, `()`; NaN where there is none.
 
     Args:
-        table: See `ovsl.metrics.segmentation.confusion_table`.
+        intersection: See `ovsl.metrics.segmentation.count_pixels`, `(C,)`.
+        prediction_area: Likewise.
+        target_area: Likewise.
     """
-    true_pixels, found_pixels, common = table.sum(1), table.sum(0), table.diagonal()
-    present = true_pixels > 0
-    return (common[present].double() / (true_pixels + found_pixels - common)[present]).mean()
+    present = target_area > 0
+    return (intersection[present].double() / (target_area + prediction_area - intersection)[present]).mean()

@@ -23,7 +23,7 @@ from ovsl.runs.files import path_below, write_text
 from ovsl.vocabulary import Vocabulary
 
 CLASSES = "classes"
-"""Name of the file that names the classes, which no image can have."""
+"""Name of the file that names the classes; an image of this name gets an underscore."""
 
 
 class PredictionFiles(BasePredictionWriter):
@@ -91,11 +91,10 @@ def target_below(folder: Path, id: str) -> Path:
     """Give the path of the files of an image, whose id comes from data that nobody has checked.
 
     Raises:
-        InputError: The id leaves the folder, no file can have it, or it is that of the names of the classes.
+        InputError: The id leaves the folder, or no file can have it.
     """
-    if id == CLASSES:
-        raise InputError(f"An image has the id {CLASSES!r}, and {folder / CLASSES}.json names the classes: rename it.")
-    return path_below(folder, id)
+    # One more for those that have one already, so that no two images share a path.
+    return path_below(folder, f"{id}_" if id.rstrip("_") == CLASSES else id)
 
 
 def own_target(target: Path, photo: str | None) -> Path:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
+from ovsl.detections import AveragePrecisionRules
 from ovsl.vocabulary import Vocabulary
-
-AveragePrecisionRules = Literal["coco", "cityscapes"]
-"""Whose mask AP: that of the COCO API, or that of Cityscapes' scripts, see `ovsl.metrics`."""
 
 
 class TrainingBatch(TypedDict):

@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ovsl.data.batches import AveragePrecisionRules
 from ovsl.data.local_files import data_folder, locate
 from ovsl.data.parquet import HubSource, ParquetSource
 from ovsl.data.sources import INVALID_LABEL, LABEL_VALUES, LabelTransform, Row, Source, label_table
 from ovsl.data.toy import ToySource
+from ovsl.detections import AveragePrecisionRules
 from ovsl.errors import InputError
 from ovsl.vocabulary import Vocabulary
 
@@ -197,8 +197,8 @@ class Catalogued(Source):
             f"'{data_folder()}'"
         )
         remedy = (
-            f"put its Parquet files there ({', '.join(LOCAL_COLUMNS.values())} in each row; the release is at "
-            f"{known.homepage}), or set OVSL_DATA to the folder that holds it"
+            f"make it of the release ({known.homepage}) with `ovsl prepare {known.name} --from DIR`, or set OVSL_DATA "
+            "to the folder that holds it"
         )
         if known.hub is None or self.panoptic or self.has_instances or self.split not in known.hub.splits:
             raise InputError(f"{missing}, and no repository of the Hub is known to hold it: {remedy}.")

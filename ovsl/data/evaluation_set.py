@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 
-from ovsl.data.batches import AveragePrecisionRules, EvaluationTask
+from ovsl.data.batches import EvaluationTask
 from ovsl.data.catalogue import as_source, catalogue, entry
 from ovsl.data.regions import RegionMaps
 from ovsl.data.sources import Source
 from ovsl.data.transforms import EvaluationTransform
+from ovsl.detections import AveragePrecisionRules
 from ovsl.errors import InputError
 from ovsl.results.tables import FIGURES
 from ovsl.vocabulary import Vocabulary, as_vocabulary

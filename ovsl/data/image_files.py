@@ -36,8 +36,7 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
             f"No image ({', '.join(sorted(IMAGE_SUFFIXES))}) in '{', '.join(paths)}': "
             "set data.images to files or folders."
         )
-    # `classes.json` names the classes of predictions.
-    ids: dict[str, None] = {"classes": None}
+    ids: dict[str, None] = {}
     for _, name in found:
         id, number = name.with_suffix("").as_posix(), 2
         if id in ids:
@@ -45,7 +44,7 @@ def find_images(paths: list[str]) -> tuple[list[Path], list[str]]:
             while id in ids:
                 id, number = f"{base}-{number}", number + 1
         ids[id] = None
-    return [file for file, _ in found], list(ids)[1:]
+    return [file for file, _ in found], list(ids)
 
 
 def images_below(folder: Path) -> list[Path]:

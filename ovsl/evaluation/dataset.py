@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ovsl.data.batches import EvaluationBatch, EvaluationTask
+from ovsl.detections import TRUTHS, precision_scores
 from ovsl.errors import InputError
 from ovsl.evaluation.diagnosis import Diagnosis
 from ovsl.evaluation.image_counts import ImageCounting
@@ -24,11 +24,16 @@ from ovsl.metrics import (
     OpenVocabularyIoU,
     PanopticQuality,
 )
+from ovsl.metrics.confusion import ConfusionCounts
+from ovsl.metrics.summed import summed
 from ovsl.results import ClassResult, EvaluationResult
-from ovsl.results.bootstrap import Interval, intervals
+from ovsl.results.bootstrap import PRECISION, Interval, intervals
+from ovsl.results.confusion import Confusion
 from ovsl.results.image_counts import ImageCounts
 from ovsl.scores import PIXELS, SEGMENTS, panoptic_scores, seen_and_unseen, semantic_scores
 
+MOST_CLASSES = 1024
+"""Classes of the largest confusion that a plain test counts, 8 MB."""
 _BY_SYNONYMS = ("mIoU_seen_by_synonyms", "mIoU_unseen_by_synonyms", "hIoU_by_synonyms")
 
 
@@ -61,7 +66,8 @@ class DatasetEvaluation:
         device: Where counts are kept.
         seen_by_synonyms: Seen marks by the rule that FC-CLIP published, where they differ from those of the segmenter;
             the result then has the means of both.
-        count_images: Whether the counts of each image are kept too, for intervals and comparisons.
+        count_images: Whether the counts of each image are kept too, for intervals and comparisons, and the confusion
+            of the classes.
         diagnose: Whether what a diagnosis needs is counted too.
     """
 
@@ -88,8 +94,10 @@ class DatasetEvaluation:
             self.panoptic_quality = PanopticQuality(num_classes, things, seen).to(device)
             rules = CityscapesAveragePrecision if task.average_precision == "cityscapes" else MaskAveragePrecision
             self.average_precision = rules(num_classes, seen).to(device)
-        segments = SEGMENTS if self.panoptic_quality is not None else ()
-        self.image_counting = ImageCounting((*PIXELS, *segments)) if count_images else None
+        self.image_counting = ImageCounting(self._names()) if count_images else None
+        self.confusion: ConfusionCounts | None = None
+        if diagnose or (count_images and num_classes <= MOST_CLASSES):
+            self.confusion = ConfusionCounts(num_classes, vocabulary.ignore_index).to(device)
         self.diagnosis = Diagnosis(num_classes, seen, vocabulary.ignore_index).to(device) if diagnose else None
 
     def update(self, batch: EvaluationBatch) -> list[Segmentation]:
@@ -109,10 +117,12 @@ class DatasetEvaluation:
         for index, segmentation in enumerate(found):
             before = self._sums()
             self.iou.update(segmentation.labels, batch["semantic"][index])
-            if counts_segments:
-                self._count_segments(segmentation, batch, index)
+            if self.confusion is not None:
+                self.confusion.update(segmentation.labels, batch["semantic"][index])
+            with_segments = counts_segments and self._count_segments(segmentation, batch, index)
             if self.image_counting is not None:
-                self.image_counting.add(batch["id"][index], torch.stack(self._sums()) - torch.stack(before))
+                detections = self.average_precision.last_image() if with_segments and self.average_precision else None
+                self.image_counting.add(batch["id"][index], self._sums() - before, detections)
         return found
 
     def _diagnose(self, diagnosis: Diagnosis, batch: EvaluationBatch, index: int, segments: bool) -> Segmentation:
@@ -124,18 +134,26 @@ class DatasetEvaluation:
         diagnosis.update(trace, size, batch["semantic"][index], None if truth is None else truth[index])
         return trace.found
 
-    def _sums(self) -> list[Tensor]:
-        """List the sums that images add to, in the order of `image_counting`."""
-        sums: list[Tensor] = [getattr(self.iou, name) for name in PIXELS]
-        if self.panoptic_quality is not None:
-            sums += [getattr(self.panoptic_quality, name) for name in SEGMENTS]
-        return sums
-
-    def _count_segments(self, found: Segmentation, batch: EvaluationBatch, index: int) -> None:
+    def _names(self) -> tuple[str, ...]:
+        """Names of the sums that images add to."""
         if self.panoptic_quality is None or self.average_precision is None:
-            return
+            return PIXELS
+        return (*PIXELS, *SEGMENTS, *TRUTHS[: len(self.average_precision.areas)])
+
+    def _sums(self) -> Tensor:
+        """Stack these sums, `(len(names), C)`."""
+        sums: list[Tensor] = [getattr(self.iou, name) for name in PIXELS]
+        if self.panoptic_quality is not None and self.average_precision is not None:
+            sums += [getattr(self.panoptic_quality, name) for name in SEGMENTS]
+            sums += self.average_precision.truths
+        return torch.stack(sums)
+
+    def _count_segments(self, found: Segmentation, batch: EvaluationBatch, index: int) -> bool:
+        """Count the segments of an image, where there are any to count; say whether there were."""
+        if self.panoptic_quality is None or self.average_precision is None:
+            return False
         if found.panoptic is None or found.instances is None:  # a sliding window does not join its masks
-            return
+            return False
         ids, classes = batch["segment_ids"][index], batch["segment_classes"][index]
         crowd = batch["segment_crowd"][index]
         self.panoptic_quality.update(found.panoptic.segment_ids, found.panoptic.classes, ids, classes, crowd)
@@ -149,6 +167,7 @@ class DatasetEvaluation:
         self.average_precision.update(
             instances.scores, instances.labels, instances.masks, labels, masks, crowd, void=ids == 0
         )
+        return True
 
     def result(self, header: RunHeader) -> EvaluationResult:
         """Divide the counts of all processes; every process has to call this.
@@ -189,11 +208,12 @@ class DatasetEvaluation:
             published={name: value / 100 for name, value in self.task.published.items()},
             intervals={} if counts is None else self._intervals(counts, metrics),
             image_counts=counts,
+            confusion=None if self.confusion is None else Confusion.of(summed(self.confusion).numpy()),
             diagnosis=None if self.diagnosis is None else self.diagnosis.counts(self.segmenter.words),
         )
 
     def _intervals(self, counts: ImageCounts, metrics: Mapping[str, float | None]) -> dict[str, Interval]:
-        """Intervals of the metrics that sums over images give: all but mask AP, which ranks all detections together."""
+        """Intervals of all metrics, by drawing images again."""
 
         def score(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             scores = semantic_scores(sums, self.iou.seen, self.iou.absent)
@@ -201,16 +221,15 @@ class DatasetEvaluation:
                 scores |= seen_and_unseen(scores["iou"], self.seen_by_synonyms, _BY_SYNONYMS)
             if self.panoptic_quality is not None and "PQ" in metrics:
                 scores |= panoptic_scores(sums, self.panoptic_quality.things, self.panoptic_quality.seen)
+            if PRECISION in sums:
+                scores |= precision_scores(sums[PRECISION], self.iou.seen)
             return {name: scores[name] for name in metrics if name in scores}
 
         return intervals(counts, score)
 
 
 def _segment_metrics(metric: PanopticQuality | MaskAveragePrecision) -> dict[str, float | None]:
-    with warnings.catch_warnings():
-        # A dataset without panoptic maps, or a process without an image, has nothing to count.
-        warnings.filterwarnings("ignore", "The ``compute`` method of metric")
-        values = metric.compute()
+    values = summed(metric)
     return {name: _number(values[name].item()) for name in metric.scalars} if values["images"] else {}
 
 

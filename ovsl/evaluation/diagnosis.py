@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -13,9 +12,11 @@ from torchmetrics import Metric
 from ovsl.evaluation.segmenter import Trace
 from ovsl.evaluation.words import Words
 from ovsl.inference import MaskPrediction, Size
+from ovsl.inference.rows import Rows
 from ovsl.metrics.boundary import boundary_counts
 from ovsl.metrics.margins import margin_counts
-from ovsl.metrics.segmentation import confusion_table, count_pixels
+from ovsl.metrics.segmentation import count_pixels
+from ovsl.metrics.summed import summed
 from ovsl.results.diagnosis_counts import DiagnosisCounts
 from ovsl.scores import BINS
 
@@ -26,9 +27,11 @@ COUNTS = ("boundary", "true_masks", "true_classes")
 class Diagnosis(Metric):
     """Counts of one dataset from which `ovsl.results.diagnosis` tells where errors come from.
 
-    The oracles are those of *What Holds Back Open-Vocabulary Segmentation?* (arXiv 2508.04211), for any method: a true
-    mask gets the class with the highest mean score over its pixels; a predicted mask, which is where its query has the
-    highest product of class and mask probability, gets the class that most of its pixels have.
+    The oracles are those of *What Holds Back Open-Vocabulary Segmentation?* (arXiv 2508.04211). Of a method that
+    predicts masks, by its queries: a true mask gets the class of the query whose mask overlaps it most, and a query,
+    where it has the highest product of class and mask probability, gets the class that most of its pixels have; queries
+    that say no object take no part. Of a dense method, which has no masks, a true mask gets the class with the highest
+    mean score over its pixels. So does one that answers in several views, whose masks are not joined.
 
     Args:
         num_classes: C.
@@ -38,7 +41,6 @@ class Diagnosis(Metric):
 
     full_state_update = False
 
-    confusion: Tensor
     margins: Tensor
     masked_images: Tensor
 
@@ -47,7 +49,7 @@ class Diagnosis(Metric):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.seen = None if seen is None or len(set(seen)) == 1 else torch.tensor(seen)
-        shapes = {"confusion": (num_classes, num_classes), "margins": (2, num_classes, BINS), "masked_images": ()}
+        shapes = {"margins": (2, num_classes, BINS), "masked_images": ()}
         for name, shape in {**shapes, **dict.fromkeys(COUNTS, (3, num_classes))}.items():
             self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -62,13 +64,18 @@ class Diagnosis(Metric):
                 the classes.
         """
         labels = trace.found.labels
-        self.confusion = self.confusion + confusion_table(labels, target, self.num_classes, self.ignore_index)
         self._add("boundary", boundary_counts(labels, target, self.num_classes, self.ignore_index))
-        self._add("true_masks", self._count(self._with_true_masks(trace, target, segment_ids), target))
+        if segment_ids is None:
+            segment_ids = torch.where(target == self.ignore_index, -1, target) + 1
         (first, *others) = trace.predictions
+        named = self._name_regions(trace, target, segment_ids.long())
         if isinstance(first, MaskPrediction) and not others:
-            self._add("true_classes", self._count(self._with_true_classes(first, size, target), target))
+            rows = first.mask_rows(size).resized((target.shape[0], target.shape[1]))
+            classes, certainty = _query_classes(first, trace.positions)
+            named = _name_by_queries(rows, classes, certainty > 0, segment_ids.long(), labels)
+            self._add("true_classes", self._count(self._with_true_classes(rows, certainty, target), target))
             self.masked_images = self.masked_images + 1
+        self._add("true_masks", self._count(named, target))
 
     def counts(self, words: Words) -> DiagnosisCounts:
         """Gather the counts of all processes, with how similar the names are; every process has to call this.
@@ -76,12 +83,8 @@ class Diagnosis(Metric):
         Args:
             words: What the method was asked.
         """
-        with warnings.catch_warnings():
-            # A process without an image has nothing to count.
-            warnings.filterwarnings("ignore", "The ``compute`` method of metric")
-            states = {name: values.numpy() for name, values in self.compute().items()}
+        states = {name: values.numpy() for name, values in summed(self).items()}
         return DiagnosisCounts(
-            confusion=states["confusion"],
             boundary=states["boundary"],
             true_masks=states["true_masks"],
             true_classes=states["true_classes"] if states["masked_images"] else None,
@@ -91,7 +94,7 @@ class Diagnosis(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """Take the sums over all processes, on the CPU; see `counts`."""
-        names = ("confusion", "margins", "masked_images", *COUNTS)
+        names = ("margins", "masked_images", *COUNTS)
         return {name: getattr(self, name).cpu() for name in names}
 
     def _add(self, name: str, counts: Sequence[Tensor]) -> None:
@@ -100,11 +103,9 @@ class Diagnosis(Metric):
     def _count(self, labels: Tensor, target: Tensor) -> tuple[Tensor, ...]:
         return count_pixels(labels, target, self.num_classes, self.ignore_index)
 
-    def _with_true_masks(self, trace: Trace, target: Tensor, segment_ids: Tensor | None) -> Tensor:
+    def _name_regions(self, trace: Trace, target: Tensor, ids: Tensor) -> Tensor:
         """Name the true masks by their mean scores, and count margins on the way."""
-        if segment_ids is None:
-            segment_ids = torch.where(target == self.ignore_index, -1, target) + 1
-        ids, row = segment_ids.long(), 0
+        row = 0
         sums = torch.zeros(int(ids.max()) + 1, self.num_classes, device=target.device)
         for band in trace.scores.bands(max(prediction.num_channels for prediction in trace.predictions)):
             scores = band[0].float()
@@ -117,19 +118,45 @@ class Diagnosis(Metric):
                 self.margins = self.margins + torch.stack(counted)
         return torch.where(ids > 0, sums.argmax(dim=1)[ids], trace.found.labels)
 
-    def _with_true_classes(self, prediction: MaskPrediction, size: Size, target: Tensor) -> Tensor:
+    def _with_true_classes(self, mask_rows: Rows, certainty: Tensor, target: Tensor) -> Tensor:
         """Give the predicted masks the class that most of their pixels have."""
-        certainty, _ = prediction.class_scores.max(dim=-1)
-        if prediction.no_object_scores is not None:
-            certainty = certainty.masked_fill(certainty < prediction.no_object_scores, 0)
-        height, width = target.shape
-        rows = prediction.mask_rows(size).resized((height, width))
-        (owner,) = rows.then(lambda logits: logits.sigmoid() * certainty[:, None, None]).labels(prediction.num_channels)
+        queries = len(certainty)
+        (owner,) = mask_rows.then(lambda logits: logits.sigmoid() * certainty).labels(queries)
         kept = target != self.ignore_index
         pairs = owner[kept] * self.num_classes + target[kept]
-        queries = certainty.shape[1]
         table = torch.bincount(pairs, minlength=queries * self.num_classes).view(queries, self.num_classes)
         return table.argmax(dim=1)[owner]
+
+
+def _query_classes(prediction: MaskPrediction, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Class of each query in the vocabulary, and how certain it is, 0 where it says no object: `(Q,)` each."""
+    certainty, classes = prediction.class_scores[0].max(dim=-1)
+    if prediction.no_object_scores is not None:
+        certainty = certainty.masked_fill(certainty < prediction.no_object_scores[0], 0)
+    return classes if positions is None else positions[classes], certainty
+
+
+def _name_by_queries(mask_rows: Rows, classes: Tensor, speaks: Tensor, ids: Tensor, labels: Tensor) -> Tensor:
+    """Name the true masks by the query that overlaps each most, by IoU.
+
+    Args:
+        mask_rows: Mask logits at the size of the truth, of one image and Q queries.
+        classes: Class of each query, `(Q,)`.
+        speaks: Queries that take part, bool `(Q,)`.
+        ids: True segments, 0 for none, int64 `(H, W)`.
+        labels: Answer where there is no true mask, or none that a query overlaps, `(H, W)`.
+    """
+    row = 0
+    common = torch.zeros(int(ids.max()) + 1, len(classes), device=ids.device)
+    for band in mask_rows.bands(len(classes)):
+        inside = ((band[0] > 0) & speaks).float()
+        rows = slice(row, row := row + len(inside))
+        # Counts of pixels are exact in float32 up to 2^24.
+        common.index_add_(0, ids[rows].flatten(), inside.flatten(0, 1))
+    area = torch.bincount(ids.flatten(), minlength=len(common)).to(common)
+    overlap, query = (common / (area[:, None] + common.sum(dim=0) - common).clamp(min=1)).max(dim=1)
+    found = (overlap > 0)[ids] & (ids > 0)
+    return torch.where(found, classes[query][ids], labels)
 
 
 def name_similarity(words: Words) -> Tensor:

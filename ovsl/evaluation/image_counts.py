@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ovsl.detections import Detections
 from ovsl.results.image_counts import ImageCounts
 
 _AT_A_TIME = 64
@@ -25,15 +26,19 @@ class ImageCounting:
         self.names = tuple(names)
         self._ids: list[str] = []
         self._waiting: list[Tensor] = []
+        self._detections: list[Detections] = []
         self._parts: list[ImageCounts] = []
 
-    def add(self, id: str, added: Tensor) -> None:
+    def add(self, id: str, added: Tensor, detections: Detections | None = None) -> None:
         """Take the counts of one image.
 
         Args:
             id: Its name.
             added: int64 `(len(names), C)`.
+            detections: Of this image, where they are counted.
         """
+        if detections is not None:
+            self._detections.append(detections.of_images(len(self._ids)))
         self._ids.append(id)
         self._waiting.append(added)
         if len(self._waiting) == _AT_A_TIME:
@@ -51,5 +56,6 @@ class ImageCounting:
 
     def _fetch(self) -> None:
         if self._waiting:
-            self._parts.append(ImageCounts.of(self._ids, torch.stack(self._waiting).cpu().numpy(), self.names))
-            self._ids, self._waiting = [], []
+            tables = torch.stack(self._waiting).cpu().numpy()
+            self._parts.append(ImageCounts.of(self._ids, tables, self.names, self._detections))
+            self._ids, self._waiting, self._detections = [], [], []

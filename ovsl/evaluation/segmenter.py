@@ -48,11 +48,13 @@ class Trace:
         found: The answer.
         scores: Scores of the classes of the vocabulary at its size by rows, `(1, H0, W0, C)`.
         predictions: What the network said, in the order in which it was asked.
+        positions: Class of the vocabulary for each class of the predictions, see `Words.positions`.
     """
 
     found: Segmentation
     scores: Rows
     predictions: tuple[Prediction, ...]
+    positions: Tensor | None
 
 
 class Segmenter:
@@ -149,7 +151,7 @@ class Segmenter:
         # The same views in the same order: what the network said of them is said again.
         again = iter(predictions)
         rows = self.inference.score_rows(lambda *_: next(again), image[None], size)
-        return Trace(found, rows.then(self._of_vocabulary), tuple(predictions))
+        return Trace(found, rows.then(self._of_vocabulary), tuple(predictions), self.words.positions)
 
     def photos(
         self, images: Sequence[Tensor], sizes: Sequence[Size], regions: Sequence[Tensor] | None = None

@@ -127,11 +127,11 @@ class EvaluatedModule(RecordedModule, ABC):
         self.evaluation = Evaluation([self._dataset_evaluation(task) for task in self.data.evaluation_tasks])
 
     def _dataset_evaluation(self, task: EvaluationTask) -> DatasetEvaluation:
+        test = bool(self.trainer.testing)
         if task.episodes:
-            return EpisodeEvaluation(task, lambda words: self.segmenter(words, task.name), self.device)
+            return EpisodeEvaluation(task, lambda words: self.segmenter(words, task.name), self.device, test)
         segmenter = self.segmenter(task.vocabulary, task.name)
         synonyms = self.seen_by_synonyms(task.vocabulary)
-        test = self.trainer.testing
         diagnose = test and self.diagnose
         return DatasetEvaluation(task, segmenter, self.absent_classes, self.device, synonyms, test, diagnose)
 

@@ -14,15 +14,21 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from ovsl.detections import (
+    AREAS,
+    IGNORED,
+    NUM_THRESHOLDS,
+    RIGHT,
+    WRONG,
+    AveragePrecision,
+    AveragePrecisionRules,
+    Detections,
+    precision_scores,
+)
 from ovsl.errors import InputError
-from ovsl.scores import seen_and_unseen
 
-# Both as numpy rounds them, since the reference compares with these very numbers: its 0.7 is 0.7000000000000001, which
-# a recall of 7 / 10 does not reach.
-THRESHOLDS = tuple(np.linspace(0.5, 0.95, 10).tolist())
-RECALLS = tuple(np.linspace(0.0, 1.0, 101).tolist())
-AREAS = {"": (0.0, 1e10), "_small": (0.0, 32.0**2), "_medium": (32.0**2, 96.0**2), "_large": (96.0**2, 1e10)}
-"""Ranges of the area of a mask in pixels, both ends included, as in the COCO API."""
+# As numpy rounds them, since the reference compares with these very numbers.
+THRESHOLDS = tuple(np.linspace(0.5, 0.95, NUM_THRESHOLDS).tolist())
 
 
 class LabelledMasks(NamedTuple):
@@ -67,6 +73,7 @@ class MaskAveragePrecision(Metric):
     full_state_update = False
 
     areas: ClassVar[Mapping[str, tuple[float, float]]] = AREAS
+    rules: ClassVar[AveragePrecisionRules] = "coco"
 
     #: The entries of `compute` that are single numbers.
     scalars: tuple[str, ...] = (
@@ -144,8 +151,7 @@ class MaskAveragePrecision(Metric):
         """Say what each detection of an image, by descending score, counts as, and which true masks count.
 
         Returns:
-            For each detection, area range and threshold 0 wrong, 1 right, 2 does not count: `(N, A, T)`; and bool
-            `(A, M)`.
+            See `Detections.codes`, `(N, A, T)`; and bool `(A, M)`.
         """
         iou, area, target_area = mask_iou(found.masks, truth.masks, crowd)
         # On the CPU: the claims follow one after the other, and the tables are small.
@@ -155,19 +161,14 @@ class MaskAveragePrecision(Metric):
             ignored = crowd | (target_area < low) | (target_area > high)
             claimed, right = match_detections(table, ignored.cpu(), crowd.cpu())
             outside = ((area < low) | (area > high)).cpu()
-            codes.append(torch.where(right, 1, torch.where(claimed | outside[:, None], 2, 0)))
+            codes.append(torch.where(right, RIGHT, torch.where(claimed | outside[:, None], IGNORED, WRONG)))
             counted.append(~ignored)
         return torch.stack(codes, dim=1).to(found.labels.device), torch.stack(counted)
-
-    def _average(self, codes: Tensor, scores: Tensor, num_truths: int) -> Tensor:
-        """Average precision of one class and area range at each threshold, from its detections by descending score."""
-        return average_precision(codes, num_truths)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """See `Metric.sync`; a process without an image contributes no detection, but takes part."""
         if not self.detections:
-            width = 1 + len(self.areas) * len(THRESHOLDS)
-            self.detections.append(torch.zeros(0, width, dtype=torch.int32, device=self.device))
+            self.detections.append(self._no_detection())
             self.scores.append(torch.zeros(0, dtype=torch.float64, device=self.device))
         super().sync(*args, **kwargs)
 
@@ -180,28 +181,26 @@ class MaskAveragePrecision(Metric):
             96 x 96), over seen and over unseen classes, and the harmonic mean of these two, `hAP`. Per class, (C,),
             NaN where the truth lacks it: `ap`. And `images`, the number counted.
         """
-        precision = torch.full((len(self.areas), self.num_classes, len(THRESHOLDS)), torch.nan, dtype=torch.float64)
-        truths = self.truths.cpu()
-        precision[truths > 0] = 0.0
-        if len(self.detections):
-            table, scores = dim_zero_cat(self.detections).cpu(), dim_zero_cat(self.scores).cpu()
-            by_class = table[:, 0].argsort(stable=True)
-            table, scores = table[by_class], scores[by_class]
-            labels, sizes = table[:, 0].unique_consecutive(return_counts=True)
-            for label, rows, values in zip(
-                labels.tolist(), table[:, 1:].split(sizes.tolist()), scores.split(sizes.tolist()), strict=True
-            ):
-                order = _by_score_then_matches(values, rows)
-                codes = rows[order].view(len(rows), len(self.areas), len(THRESHOLDS))
-                for area, num_truths in enumerate(truths[:, label].tolist()):
-                    if num_truths:
-                        precision[area, label] = self._average(codes[:, area], values[order], num_truths)
-        ap = precision.mean(dim=2)
-        values_out = {f"AP{suffix}": ap[area].nanmean() for area, suffix in enumerate(self.areas)}
-        values_out |= {"AP50": precision[0, :, 0].nanmean(), "AP75": precision[0, :, 5].nanmean()}
-        means = seen_and_unseen(ap[0].numpy(), self.seen, ("AP_seen", "AP_unseen", "hAP"))
-        values_out |= {name: torch.as_tensor(value) for name, value in means.items()}
-        return values_out | {"ap": ap[0], "images": self.images.cpu()}
+        detections, scores = self.detections, self.scores
+        if not len(detections):
+            detections, scores = [self._no_detection()], [torch.zeros(0, dtype=torch.float64)]
+        judged = self._judged(dim_zero_cat(detections), dim_zero_cat(scores))
+        truths = self.truths.cpu().numpy()[None]
+        precision = AveragePrecision(judged, 1, self.num_classes)(np.ones((1, 1)), truths)
+        values = precision_scores(precision[0], self.seen)
+        return {name: torch.as_tensor(value) for name, value in values.items()} | {"images": self.images.cpu()}
+
+    def last_image(self) -> Detections:
+        """Give the detections of the image that was counted last."""
+        return self._judged(self.detections[-1], self.scores[-1])
+
+    def _judged(self, table: Tensor, scores: Tensor) -> Detections:
+        rows = table.cpu().numpy()
+        codes = rows[:, 1:].reshape(len(rows), len(self.areas), NUM_THRESHOLDS).astype(np.uint8)
+        return Detections(np.zeros(len(rows), np.int64), rows[:, 0], scores.cpu().numpy(), codes, self.rules)
+
+    def _no_detection(self) -> Tensor:
+        return torch.zeros(0, 1 + len(self.areas) * NUM_THRESHOLDS, dtype=torch.int32, device=self.device)
 
     def _check(
         self, scores: Tensor, labels: Tensor, masks: Tensor, target_labels: Tensor, target_masks: Tensor
@@ -272,27 +271,6 @@ def match_detections(iou: Tensor, ignored: Tensor, crowd: Tensor) -> tuple[Tenso
     return claimed, right
 
 
-def average_precision(codes: Tensor, num_truths: int) -> Tensor:
-    """Return the average precision of one class at each threshold.
-
-    Args:
-        codes: (N, T), detections by descending score: 0 wrong, 1 right, 2 does not count.
-        num_truths: Number of true masks that count.
-
-    Returns:
-        float64 (T,).
-    """
-    right, wrong = (codes == 1).double().cumsum(0), (codes == 0).double().cumsum(0)
-    recall = right / num_truths
-    precision = right / (right + wrong).clamp(min=1)
-    # The envelope: the best precision at this recall or beyond.
-    precision = precision.flip(0).cummax(dim=0).values.flip(0)
-    wanted = torch.tensor(RECALLS, dtype=torch.float64).expand(codes.shape[1], -1).contiguous()
-    place = torch.searchsorted(recall.T.contiguous(), wanted)
-    padded = torch.cat([precision, precision.new_zeros(1, codes.shape[1])])
-    return padded.T.gather(1, place).mean(dim=1)
-
-
 def _rank_in_class(labels: Tensor) -> Tensor:
     """For each entry the number of earlier entries with the same label."""
     order = labels.argsort(stable=True)
@@ -301,10 +279,3 @@ def _rank_in_class(labels: Tensor) -> Tensor:
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(labels), device=labels.device)
     return rank - first[inverse]
-
-
-def _by_score_then_matches(scores: Tensor, rows: Tensor) -> Tensor:
-    order = torch.arange(len(scores))
-    for column in rows.T.flip(0):
-        order = order[column[order].argsort(stable=True)]
-    return order[scores[order].argsort(descending=True, stable=True)]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ovsl.detections import IGNORED, RIGHT, WRONG, AveragePrecisionRules
 from ovsl.metrics.average_precision import LabelledMasks, MaskAveragePrecision
 
 # As numpy rounds them, since the reference compares with these very numbers.
@@ -37,6 +38,7 @@ class CityscapesAveragePrecision(MaskAveragePrecision):
     """
 
     areas: ClassVar[Mapping[str, tuple[float, float]]] = {"": (SMALLEST_REGION, 1e10)}
+    rules: ClassVar[AveragePrecisionRules] = "cityscapes"
     scalars = ("AP", "AP50", "AP75", "AP_seen", "AP_unseen", "hAP")
 
     def __init__(self, num_classes: int, seen: Sequence[bool] | None = None) -> None:
@@ -64,18 +66,5 @@ class CityscapesAveragePrecision(MaskAveragePrecision):
             ignored = ignored + (masks @ void.flatten().float()).double()
         outside = ignored[:, None] / area[:, None].clamp(min=1) > thresholds
         unmatched = ~enough.any(dim=1) & ~outside & (area > 0)[:, None]
-        codes = torch.where(right, 1, torch.where(wrong | unmatched, 0, 2))
+        codes = torch.where(right, RIGHT, torch.where(wrong | unmatched, WRONG, IGNORED))
         return codes[:, None], counted[None]
-
-    def _average(self, codes: Tensor, scores: Tensor, num_truths: int) -> Tensor:
-        return torch.stack([_trapezoids(column[column < 2] == 1, scores[column < 2], num_truths) for column in codes.T])
-
-
-def _trapezoids(right: Tensor, scores: Tensor, num_truths: int) -> Tensor:
-    """Area below the curve of one class at one threshold, from its detections by descending score."""
-    _, sizes = scores.unique_consecutive(return_counts=True)
-    last = sizes.cumsum(dim=0) - 1
-    found = right.double().cumsum(dim=0)[last]
-    precision = torch.cat([found.new_ones(1), found / (last + 1)])
-    recall = torch.cat([found.new_zeros(1), found / num_truths])
-    return torch.trapezoid(precision, recall)

@@ -11,6 +11,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 
+from ovsl.scores import ASKED, PIXELS, episode_scores
+
+COUNTS = (*PIXELS, *ASKED)
+"""Counts of a question, pixels that are ignored left out."""
+
 
 class EpisodeIoU(Metric):
     """IoU of foreground and background over questions (image, class), as few-shot segmentation counts it.
@@ -51,17 +56,15 @@ class EpisodeIoU(Metric):
             target: Where it is, bool `(H, W)`.
             ignored: Pixels that do not count, bool `(H, W)`.
         """
-        counts = [
-            (combined & ~ignored).sum()
-            for combined in (~prediction & ~target, prediction & target, ~(prediction & target), prediction | target)
-        ]
-        key = torch.tensor([zlib.crc32(id.encode()), label], device=target.device)
+        kept = ~ignored
+        counts = [(each & kept).sum() for each in (prediction & target, prediction, target, torch.ones_like(kept))]
+        key = torch.tensor([image_key(id), label], device=target.device)
         self.entries.append(torch.cat([key, torch.stack(counts)])[None])
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """See `Metric.sync`; a process without a question takes part all the same."""
         if not self.entries:
-            self.entries.append(torch.zeros(0, 6, dtype=torch.int64, device=self.device))
+            self.entries.append(torch.zeros(0, 2 + len(COUNTS), dtype=torch.int64, device=self.device))
         super().sync(*args, **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
@@ -71,30 +74,41 @@ class EpisodeIoU(Metric):
             Fractions in 0..1 as float64 on the CPU, NaN where nothing was asked: `scalars`, and of each class `iou`,
             `(C,)`.
         """
-        empty = torch.zeros(0, 6, dtype=torch.int64)
+        empty = torch.zeros(0, 2 + len(COUNTS), dtype=torch.int64)
         table = (dim_zero_cat(self.entries).cpu() if len(self.entries) else empty).numpy()
-        table = table[np.lexsort((table[:, 1], table[:, 0]))]
-        values, iou = self._figures(table)
-        drawn, _ = self._figures(self._draw(table))
-        values |= {f"{name}_episodes": value for name, value in drawn.items()}
-        return values | {"iou": iou}
+        values = self._figures(table)
+        chosen = drawn(table[:, 0], table[:, 1], self.num_episodes, self.seed)
+        values |= {f"{name}_episodes": value for name, value in self._figures(table[chosen]).items() if name != "iou"}
+        return {name: torch.as_tensor(value) for name, value in values.items()}
 
-    def _draw(self, table: np.ndarray) -> np.ndarray:
-        asked = np.unique(table[:, 1])
-        if not len(asked):
-            return table
-        draw = np.random.default_rng(self.seed)
-        by_class = table[np.argsort(table[:, 1], kind="stable")]
-        first = np.searchsorted(by_class[:, 1], asked)
-        count = np.diff(np.append(first, len(table)))
-        chosen = draw.integers(len(asked), size=self.num_episodes)
-        return by_class[first[chosen] + (draw.random(self.num_episodes) * count[chosen]).astype(np.int64)]
+    def _figures(self, table: np.ndarray) -> dict[str, np.ndarray]:
+        counts = np.zeros((len(COUNTS), self.num_classes), np.int64)
+        np.add.at(counts.T, table[:, 1], table[:, 2:])
+        return episode_scores(dict(zip(COUNTS, counts, strict=True)))
 
-    def _figures(self, table: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
-        entries = torch.from_numpy(table)
-        sums = torch.zeros(self.num_classes, 4, dtype=torch.float64)
-        sums.index_add_(0, entries[:, 1], entries[:, 2:].double())
-        iou = sums[:, 1] / sums[:, 3]
-        total = sums.sum(dim=0)
-        both = torch.stack([total[0] / total[2], total[1] / total[3]])
-        return {"binary_mIoU": iou.nanmean(), "FB_IoU": both.mean()}, iou
+
+def drawn(keys: np.ndarray, labels: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """Draw questions: a class evenly, and then an image that holds it.
+
+    Args:
+        keys: Key of the image of each question, `(E,)`, see `image_key`.
+        labels: Class of each question, `(E,)`.
+        number: Questions to draw.
+        seed: Of the draw.
+
+    Returns:
+        Index of each of the questions that were drawn, whose order among the given ones does not matter, `(number,)`.
+    """
+    order = np.lexsort((keys, labels))
+    asked, count = np.unique(labels, return_counts=True)
+    if not len(asked):
+        return order
+    draw = np.random.default_rng(seed)
+    first = np.cumsum(count) - count
+    chosen = draw.integers(len(asked), size=number)
+    return order[first[chosen] + (draw.random(number) * count[chosen]).astype(np.int64)]
+
+
+def image_key(id: str) -> int:
+    """Make a number of the name of an image, for tensors and draws."""
+    return zlib.crc32(id.encode())

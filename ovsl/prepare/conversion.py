@@ -15,7 +15,7 @@ from ovsl.prepare.writer import Task, is_written, plan_of, shards_of, write_shar
 from ovsl.runs.files import remove_orphans, write_text
 from ovsl.runs.owner import RunLock
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Called with the number of images that were finished."""
 
 

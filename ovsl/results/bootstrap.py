@@ -13,6 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ovsl.detections import TRUTHS, AveragePrecision
 from ovsl.results.image_counts import ImageCounts
 
 SAMPLES = 1000
@@ -20,7 +21,9 @@ LEVEL = 0.95
 
 Interval = tuple[float, float]
 Score = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-"""Scores `(R,)` by name, from sums over images `(R, C)` by the names of the columns."""
+"""Scores `(R,)` by name, from sums over images `(R, C)` by the names of the columns, and `PRECISION` where it is."""
+PRECISION = "average_precision"
+"""What `ovsl.detections.AveragePrecision` makes of the detections, `(R, A, C, T)`."""
 
 _AT_A_TIME = 100
 
@@ -56,18 +59,18 @@ def differences(first: ImageCounts, second: ImageCounts, score: Score, seed: int
     )
 
 
-def totals(counts: ImageCounts) -> dict[str, np.ndarray]:
-    """Sum over all images: float64 `(1, C)` by the names of the columns, what a `Score` takes."""
-    return {name: counts.dense(name).sum(0, dtype=np.float64)[None] for name in counts.columns}
+def totals(counts: ImageCounts) -> Mapping[str, np.ndarray]:
+    """Sum over all images, each once: what a `Score` takes, R is 1."""
+    return _adder(counts)(np.ones((1, len(counts))))
 
 
 def _samples(runs: list[ImageCounts], score: Score, seed: int) -> list[dict[str, np.ndarray]]:
     """Scores `(SAMPLES,)` of each run in the same draws."""
     parts: list[list[Mapping[str, np.ndarray]]] = [[] for _ in runs]
-    tables = [_matrices(counts) for counts in runs]
+    adders = [_adder(counts) for counts in runs]
     for weights in _draws(len(runs[0]), seed):
-        for matrices, found in zip(tables, parts, strict=True):
-            found.append(score({name: weights @ matrix for name, matrix in matrices.items()}))
+        for add, found in zip(adders, parts, strict=True):
+            found.append(score(add(weights)))
     return [{name: np.concatenate([part[name] for part in found]) for name in found[0]} for found in parts]
 
 
@@ -80,15 +83,26 @@ def _draws(num_images: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(chosen.ravel(), minlength=rows * num_images).reshape(rows, num_images).astype(np.float64)
 
 
-def _matrices(counts: ImageCounts) -> dict[str, np.ndarray]:
-    """Columns as sparse matrices `(N, C)`; sums of pixels are exact in float64."""
+def _adder(counts: ImageCounts) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+    """Make the function from how often each image is drawn, `(R, N)`, to what a `Score` takes."""
     from scipy.sparse import csr_array  # half of the time that a table without intervals takes
 
     shape = (len(counts), counts.num_classes)
-    return {
+    # Sums of pixels are exact in float64.
+    matrices = {
         name: csr_array((values.astype(np.float64), (counts.image, counts.label)), shape)
         for name, values in counts.columns.items()
     }
+    precision = None if counts.detections is None else AveragePrecision(counts.detections, *shape)
+
+    def add(weights: np.ndarray) -> Mapping[str, np.ndarray]:
+        sums = {name: weights @ matrix for name, matrix in matrices.items()}
+        if precision is not None:
+            truths = np.stack([sums[name] for name in TRUTHS if name in sums], axis=1)
+            sums[PRECISION] = precision(weights, truths)
+        return sums
+
+    return add
 
 
 def _middle(samples: Mapping[str, np.ndarray], estimates: Mapping[str, np.ndarray]) -> dict[str, Interval]:

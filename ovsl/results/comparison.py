@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ovsl.detections import TRUTHS, precision_scores
 from ovsl.errors import InputError
-from ovsl.results.bootstrap import Interval, differences
+from ovsl.results.bootstrap import PRECISION, Interval, differences
 from ovsl.results.image_counts import ImageCounts
 from ovsl.results.result import EvaluationResult
 from ovsl.results.tables import FIGURES, TableStyle, note_of, percent, render
-from ovsl.scores import SEGMENTS, panoptic_scores, semantic_scores
+from ovsl.scores import ASKED, SEGMENTS, episode_scores, panoptic_scores, semantic_scores
+
+TRUE = ("target_area", *TRUTHS)
+"""Counts that are those of the ground truth alone."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,7 @@ class Comparison:
 def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
     """Compare two results with their counts per image.
 
-    Figures over seen and unseen classes are left out where the two do not agree on which classes are seen, and those
-    that images do not add up to (AP) have no interval.
+    Figures over seen and unseen classes are left out where the two do not agree on which classes are seen.
 
     Raises:
         InputError: They are not of the same images, truth, classes, or rule for absent classes.
@@ -56,15 +59,23 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
         raise InputError(
             f"{where}: their images differ ({len(before)} and {len(after)}{example}); test both on the same ones."
         )
-    if not np.array_equal(before.dense("target_area"), after.dense("target_area")):
+    shared = before.columns.keys() & after.columns.keys()
+    if any(not np.array_equal(before.dense(name), after.dense(name)) for name in TRUE if name in shared):
         raise InputError(f"{where}: the ground truth of the same images differs; test both on the same labels.")
+    found = [counts.detections for counts in (before, after)]
+    if None not in found and len({each.rules for each in found if each is not None}) > 1:
+        raise InputError(f"{where}: mask AP follows other rules; test both with one `average_precision`.")
     marks = [each.seen for each in first.per_class]
     agree = marks == [each.seen for each in second.per_class] and None not in marks
     seen = [bool(mark) for mark in marks] if agree else None
-    segments = all(name in counts.columns for name in SEGMENTS for counts in (before, after))
+    episodes, segments = ASKED[0] in shared, SEGMENTS[0] in shared
 
     def score(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if episodes:
+            return {name: value for name, value in episode_scores(sums).items() if name in FIGURES}
         scores = semantic_scores(sums, seen, "zero" if first.absent_classes == "zero" else "skip")
+        if None not in found:
+            scores |= precision_scores(sums[PRECISION], seen)
         if segments:
             # Results do not say which classes are things; what is shown here does not depend on it.
             scores |= panoptic_scores(sums, [True] * before.num_classes, seen)

@@ -20,18 +20,22 @@ PAIRS = 12
 SHOWN = ("mIoU", "mIoU_seen", "mIoU_unseen", "hIoU", "pAcc")
 
 
-def diagnose(result: EvaluationResult, counts: DiagnosisCounts, similar: float = SIMILAR) -> dict[str, Any]:
+def diagnose(
+    result: EvaluationResult, counts: DiagnosisCounts, confusion: np.ndarray, similar: float = SIMILAR
+) -> dict[str, Any]:
     """Tell where the errors of a result come from.
 
     Args:
         result: Of a test.
         counts: Of its diagnosis.
+        confusion: Pixels of each true class that were called each class, `(C, C)`.
         similar: See `SIMILAR`.
 
     Returns:
         What `ovsl report --diagnosis` writes as JSON: fractions in 0..1, None where undefined. `scores` of the test, of
         the bands along contours, with true masks, with true classes (mask methods), with near names forgiven;
-        `stolen`, `offsets` (where some classes are unseen) and `near_names`.
+        `true_masks_named_by`, `matched queries` or `mean scores`; `stolen`, `offsets` (where some classes are unseen)
+        and `near_names`.
     """
     names = [entry.name for entry in result.per_class]
     marks = [entry.seen for entry in result.per_class]
@@ -45,20 +49,21 @@ def diagnose(result: EvaluationResult, counts: DiagnosisCounts, similar: float =
         return {name: _number(values[name]) for name in SHOWN}
 
     tables = {
-        "measured": _pixels(counts.confusion),
+        "measured": _pixels(confusion),
         "contours": counts.boundary,
         "true_masks": counts.true_masks,
         "true_classes": counts.true_classes,
-        "near_names_forgiven": _pixels(forgiven(counts.confusion, near)),
+        "near_names_forgiven": _pixels(forgiven(confusion, near)),
     }
     told: dict[str, Any] = {
         **{name: getattr(result, name) for name in ("run", "method", "dataset", "images", "step", "absent_classes")},
         "scores": {name: scores(table) for name, table in tables.items() if table is not None},
-        "near_names": near_names(counts.confusion, near, counts.similarity, names, similar),
+        "true_masks_named_by": "mean scores" if counts.true_classes is None else "matched queries",
+        "near_names": near_names(confusion, near, counts.similarity, names, similar),
     }
     if seen is not None and counts.margins is not None:
-        told["stolen"] = stolen(counts.confusion, seen, names)
-        told["offsets"] = offset_curve(counts.margins, counts.confusion.sum(1), seen, absent)
+        told["stolen"] = stolen(confusion, seen, names)
+        told["offsets"] = offset_curve(counts.margins, confusion.sum(1), seen, absent)
     return told
 
 
@@ -102,10 +107,11 @@ def offset_curve(
         absent: See `semantic_scores`.
 
     Returns:
-        `offset`, `mIoU_seen`, `mIoU_unseen` and `hIoU` as lists; `now`, the point without offset, and `best`, that of
-        the highest hIoU; `area`, that below the best unseen mIoU at each seen mIoU or more: the seen-unseen curve of
-        Chao et al. (ECCV 2016, arXiv 1605.04253), which knows no scale of the offset and so compares methods without
-        their calibration.
+        `offset`, `share_unseen` (of the pixels that is given to unseen classes), `mIoU_seen`, `mIoU_unseen` and `hIoU`
+        as lists; `now`, the point without offset, and `best`, that of the highest hIoU. Two areas that know no scale of
+        the offset, and so compare methods without their calibration: `area_hIoU`, below hIoU over the offset, which is
+        measured by `share_unseen`; `area_seen_unseen`, below the best unseen mIoU at each seen mIoU or more, the
+        seen-unseen curve of Chao et al. (ECCV 2016, arXiv 1605.04253).
     """
     edges = margin_edges()
     below = np.concatenate([np.zeros((2, len(seen), 1), np.int64), margins.cumsum(2)], axis=2)
@@ -121,13 +127,15 @@ def offset_curve(
     def point(index: int) -> dict[str, float | None]:
         return {"offset": float(edges[index])} | {name: _number(values[name][index]) for name in chosen}
 
-    area = tradeoff_area(values["mIoU_seen"], values["mIoU_unseen"])
+    share = predicted[:, ~seen].sum(1) / max(1, target_area.sum())
     return {
         "offset": edges.tolist(),
+        "share_unseen": share.tolist(),
         **{name: [_number(value) for value in values[name]] for name in chosen},
         "now": point(len(edges) // 2),
         "best": point(int(np.nanargmax(values["hIoU"]))) if np.isfinite(values["hIoU"]).any() else None,
-        "area": _number(np.array(area)),
+        "area_hIoU": _number(np.trapezoid(values["hIoU"], share)),
+        "area_seen_unseen": _number(np.array(tradeoff_area(values["mIoU_seen"], values["mIoU_unseen"]))),
     }
 
 

@@ -18,17 +18,16 @@ class DiagnosisCounts:
     """Counts of pixels of one dataset of C classes; see `ovsl.evaluation.diagnosis`.
 
     Attributes:
-        confusion: Pixels of each true class that were called each class, int64 `(C, C)`.
         boundary: `ovsl.scores.PIXELS` of the bands along contours, int64 `(3, C)`.
         true_masks: `PIXELS` with true masks and predicted classes, likewise.
-        true_classes: `PIXELS` with predicted masks and true classes; None where the method predicts no masks.
+        true_classes: `PIXELS` with predicted masks and true classes; None where the method predicts no masks, and true
+            masks were named by their mean scores and not by the query that overlaps each most.
         margins: Pixels of each class by the margin of the best seen class over the best unseen one, and those of them
             that are of that class, int64 `(2, C, BINS)`; None where no class is unseen. Below the margin's offset a
             pixel goes to the seen class, above it to the unseen one.
         similarity: Of the names of classes, float16 `(C, C)`.
     """
 
-    confusion: np.ndarray
     boundary: np.ndarray
     true_masks: np.ndarray
     true_classes: np.ndarray | None

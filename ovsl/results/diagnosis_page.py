@@ -42,6 +42,11 @@ _RIVALS = (
     "its best hIoU."
 )
 
+_AREAS = (
+    "Both areas are the same whatever the scale of scores: that below hIoU takes the offset by the share of pixels "
+    "that it gives to unseen classes, from none to all; the other is that below the best unseen mIoU at each seen mIoU."
+)
+
 
 def _sections(told: Mapping[str, Any]) -> Iterable[str]:
     yield f"<h2>{escape(told['method'])} on {escape(told['dataset'])} ({escape(told['run'])})</h2>"
@@ -58,6 +63,7 @@ def _sections(told: Mapping[str, Any]) -> Iterable[str]:
         yield "<h3>The offset between seen and unseen</h3>"
         yield figure("Scores over an offset that is added to the scores of all unseen classes.", draw_curve(told))
         yield _areas([told])
+        yield _note(_AREAS)
     near = told["near_names"]
     yield "<h3>Names that are near</h3>"
     share = percent(near["between_near_names"])
@@ -70,7 +76,11 @@ def _sections(told: Mapping[str, Any]) -> Iterable[str]:
 
 def _explained(told: Mapping[str, Any]) -> Iterable[str]:
     yield "Percent."
-    yield "True masks get the class with the highest mean score over their pixels: what is missing there is the naming."
+    by = {
+        "matched queries": "that the query says whose mask overlaps each most",
+        "mean scores": "with the highest mean score over their pixels",
+    }
+    yield f"True masks get the class {by[told['true_masks_named_by']]}: what is missing there is the naming."
     if "true_classes" in told["scores"]:
         yield "Predicted masks get the class that most of their pixels have: what is missing there are the masks."
     yield "Along contours, only pixels within 2 % of the diagonal of their contour count."
@@ -154,12 +164,13 @@ def _png(chart: Any) -> bytes:
 
 
 def _areas(rivals: Sequence[Mapping[str, Any]]) -> str:
-    header = ["", "hIoU", "best hIoU", "at offset", "area below seen and unseen"]
+    header = ["", "hIoU", "best hIoU", "at offset", "area below hIoU", "area below seen and unseen"]
     rows = []
     for told in rivals:
         curve = told["offsets"]
         best = curve["best"] or {"hIoU": None, "offset": 0.0}
-        cells = [percent(curve["now"]["hIoU"]), percent(best["hIoU"]), f"{best['offset']:.2g}", percent(curve["area"])]
+        cells = [percent(curve["now"]["hIoU"]), percent(best["hIoU"]), f"{best['offset']:.2g}"]
+        cells += [percent(curve[name]) for name in ("area_hIoU", "area_seen_unseen")]
         rows.append([f"{told['method']} ({told['run']})", *cells])
     return _table(header, rows)
 

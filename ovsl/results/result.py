@@ -10,6 +10,7 @@ from pathlib import Path
 from ovsl import __version__
 from ovsl.errors import InputError
 from ovsl.results.bootstrap import Interval
+from ovsl.results.confusion import Confusion, confusion_file
 from ovsl.results.diagnosis_counts import DiagnosisCounts, diagnosis_file
 from ovsl.results.image_counts import ImageCounts, counts_file
 from ovsl.runs.files import write_text
@@ -56,6 +57,7 @@ class EvaluationResult:
         ovsl_version: Version that measured.
         created: When, in ISO 8601.
         image_counts: What each image adds to the counts; in a file of its own beside this one.
+        confusion: Which class was taken for which, likewise.
         diagnosis: What a diagnosis counted, likewise.
     """
 
@@ -73,17 +75,22 @@ class EvaluationResult:
     ovsl_version: str = __version__
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     image_counts: ImageCounts | None = field(default=None, repr=False, compare=False)
+    confusion: Confusion | None = field(default=None, repr=False, compare=False)
     diagnosis: DiagnosisCounts | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
         """Text of a result file; undefined figures are `null`, since JSON has no NaN."""
-        values = asdict(replace(self, image_counts=None, diagnosis=None))
-        del values["image_counts"], values["diagnosis"]
+        values = asdict(replace(self, image_counts=None, confusion=None, diagnosis=None))
+        del values["image_counts"], values["confusion"], values["diagnosis"]
         return json.dumps({"format": FORMAT, **values}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def write(self, path: Path) -> None:
         """Write a result file, whole or not at all, after what belongs beside it."""
-        for counts, file in ((self.image_counts, counts_file(path)), (self.diagnosis, diagnosis_file(path))):
+        for counts, file in (
+            (self.image_counts, counts_file(path)),
+            (self.confusion, confusion_file(path)),
+            (self.diagnosis, diagnosis_file(path)),
+        ):
             if counts is None:
                 file.unlink(missing_ok=True)
             else:

@@ -90,7 +90,7 @@ def average_over_seeds(results: Iterable[EvaluationResult]) -> list[EvaluationRe
         first = {each.name: getattr(members[0], each.name) for each in fields(EvaluationResult)}
         # What varies over images is another thing than what varies over seeds, and one stands in a cell.
         first |= {"run": f"{name} ({len(members)} seeds)", "metrics": means}
-        first |= {"intervals": {}, "image_counts": None, "diagnosis": None}
+        first |= {"intervals": {}, "image_counts": None, "confusion": None, "diagnosis": None}
         averaged.append(SeedAverage(**first, spread=spread, seeds=len(members)))
     return averaged
 

@@ -61,6 +61,9 @@ class Suite:
     def tests(self, args: Sequence[str]) -> list[SuiteTest]:
         """Plan the test of every dataset.
 
+        Without a run directory the folder is named after the method and all that is given, so that two methods of one
+        class do not share one.
+
         Args:
             args: Of `ovsl test`, without the suite.
         """
@@ -70,7 +73,7 @@ class Suite:
         if run_dir is None:
             model = given.get("model.class_path") or given.get("model") or "method"
             model = model.get("class_path", "method") if isinstance(model, dict) else model
-            run_dir = f"runs/{model.rpartition('.')[2]}"
+            run_dir = f"runs/{model.rpartition('.')[2]}-{_digest(args, given_files(args))[:6]}"
         elif weights is None:
             weights = next((str(path) for path in RunDirectory(Path(run_dir)).checkpoints()), None)
         # A folder of its own: other suites have other sizes for the same dataset.
@@ -140,13 +143,18 @@ class SuiteTest:
 
     def _record(self) -> dict[str, str]:
         """Say what was asked, and what came out."""
-        asked = hashlib.sha256("\0".join([ovsl.__version__, *self.command]).encode())
-        asked.update(json.dumps(given_files(self.command[1:]), sort_keys=True, default=str).encode())
+        weights: list[str] = []
         if self.weights is not None:
             file = Path(self.weights)
             state = file.stat() if file.exists() else None
-            asked.update(f"{file.resolve()} {state and (state.st_size, state.st_mtime_ns)}".encode())
-        return {"asked": asked.hexdigest(), "result": hashlib.sha256(self.result_file.read_bytes()).hexdigest()}
+            weights = [f"{file.resolve()} {state and (state.st_size, state.st_mtime_ns)}"]
+        asked = _digest([ovsl.__version__, *self.command, *weights], given_files(self.command[1:]))
+        return {"asked": asked, "result": hashlib.sha256(self.result_file.read_bytes()).hexdigest()}
+
+
+def _digest(words: Sequence[str], files: Sequence[Mapping[str, Any]]) -> str:
+    """Name words and contents of files."""
+    return hashlib.sha256(json.dumps([*words, *files], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _own_evaluation(args: Sequence[str]) -> tuple[dict[str, Any], bool]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from ovsl.data.catalogue import entry
 from ovsl.data.local_files import data_folder
@@ -27,6 +24,7 @@ from ovsl.prepare import (
 )
 from ovsl.prepare.conversion import size_of
 from ovsl.prepare.hub import check_push, push
+from ovsl.progress import counting
 
 FOLDER_OPTIONS = ("images", "masks", "mask_suffix", "test_share", "colors", "ignore_colors", "ignored")
 
@@ -124,10 +122,9 @@ def _run(conversion: Conversion, workers: int) -> None:
     if waiting < total:
         print(f"Going on: {total - waiting} of {total} images are done.")
     start = time.monotonic()
-    interval = 0.5 if sys.stderr.isatty() else 30
     try:
-        with tqdm(total=total, initial=total - waiting, unit="image", mininterval=interval) as bar:
-            conversion.run(workers, bar.update)
+        with counting(total, "Converting images", total - waiting) as advance:
+            conversion.run(workers, advance)
     except KeyboardInterrupt as error:
         raise StoppedError("Stopped; what is finished stays, and the same command goes on.") from error
     seconds = time.monotonic() - start

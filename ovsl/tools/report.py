@@ -12,6 +12,7 @@ from ovsl.errors import InputError
 from ovsl.progress import busy, progress
 from ovsl.results.chart import draw_per_class_chart
 from ovsl.results.comparison import compare, format_comparisons
+from ovsl.results.confusion import Confusion, confusion_file
 from ovsl.results.curves import curves_html, training_curves
 from ovsl.results.diagnosis import SIMILAR, diagnose
 from ovsl.results.diagnosis_counts import DiagnosisCounts, diagnosis_file
@@ -137,7 +138,12 @@ def report_diagnosis(run_dirs: list[Path], html: Path | None = None, similarity:
     found = collect_files(run_dirs, "test")
     files = sorted(found, key=lambda file: (found[file].dataset, found[file].method, found[file].run))
     told = [
-        diagnose(found[file], DiagnosisCounts.read(diagnosis_file(file)), similarity)
+        diagnose(
+            found[file],
+            DiagnosisCounts.read(diagnosis_file(file)),
+            Confusion.read(confusion_file(file)).dense(),
+            similarity,
+        )
         for file in progress([each for each in files if diagnosis_file(each).is_file()], "Diagnosing")
     ]
     if not told:

@@ -118,7 +118,10 @@ def test_an_unknown_name_gets_the_known_ones(arguments: tuple, message: str) -> 
 
 
 def test_missing_data_says_where_it_was_looked_for_and_how_to_get_it(stored: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder 'pascal_context_59' .*stored.*no repository.*put .*OVSL_DATA"):
+    with pytest.raises(
+        InputError,
+        match=r"no folder 'pascal_context_59' .*stored.*no repository.*ovsl prepare pascal_context_59.*OVSL_DATA",
+    ):
         len(Catalogued("pascal_context_59"))
     # Making it is enough: a run that never reads a dataset does not need it.
     assert Catalogued("pascal_context_59", "validation").panoptic is False

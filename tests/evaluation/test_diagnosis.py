@@ -16,6 +16,7 @@ from ovsl.evaluation import DatasetEvaluation, RunHeader, Segmenter, Words
 from ovsl.evaluation.diagnosis import name_similarity
 from ovsl.inference import DensePrediction, Inference, MaskPrediction, MultiScale, Prediction, SlidingWindow, WholeImage
 from ovsl.results import EvaluationResult
+from ovsl.results.confusion import Confusion
 from ovsl.results.diagnosis import diagnose
 from ovsl.results.diagnosis_counts import DiagnosisCounts
 from ovsl.vocabulary import Vocabulary
@@ -76,7 +77,8 @@ def diagnosed(prediction: Prediction, *images: EvaluationBatch) -> EvaluationRes
 
 def told(result: EvaluationResult) -> dict:
     assert result.diagnosis is not None
-    return diagnose(result, result.diagnosis)
+    assert result.confusion is not None
+    return diagnose(result, result.diagnosis, result.confusion.dense())
 
 
 def scores_of(labels: Tensor, second: dict[int, float] | None = None) -> DensePrediction:
@@ -133,6 +135,43 @@ def test_true_classes_mend_names_of_predicted_masks_and_not_their_edges() -> Non
     assert answer["scores"]["true_masks"]["mIoU"] == 0.0, "the names stay wrong"
 
 
+def test_true_masks_get_the_class_of_the_query_that_overlaps_them_most() -> None:
+    """Two queries with the right masks say sky and kite; two that cover everything say road, louder on every pixel."""
+    left, everywhere = halves(1, 0).float(), torch.ones(SIZE)
+    masks = torch.stack([left, 1 - left, everywhere, everywhere, left])
+    classes = torch.zeros(1, 5, 4)
+    classes[0, 0, 2], classes[0, 1, 3], classes[0, 2:4, 0], classes[0, 4, 1] = 0.4, 0.4, 0.6, 0.6
+    silent = torch.tensor([[0.1, 0.1, 0.1, 0.1, 0.4]])
+    silent[0, 4] = 0.9  # of equal overlap with the left half, but says that it is no object
+    masks = torch.cat([masks[4:], masks[:4]])[None] * 40 - 20
+    prediction = MaskPrediction(masks, torch.cat([classes[:, 4:], classes[:, :4]], 1), silent.roll(1, 1))
+    answer = told(diagnosed(prediction, batch(halves(2, 3))))
+    assert answer["scores"]["measured"]["mIoU"] == 0.0
+    assert answer["scores"]["true_masks"]["mIoU"] == 1.0
+    assert answer["true_masks_named_by"] == "matched queries"
+
+
+def test_a_true_mask_that_no_query_overlaps_keeps_its_answer() -> None:
+    left = halves(1, 0).float()
+    prediction = MaskPrediction(left[None, None] * 40 - 20, torch.tensor([[[0.0, 0.0, 0.9, 0.05]]]), torch.zeros(1, 1))
+    answer = told(diagnosed(prediction, batch(halves(2, 3))))
+    assert answer["scores"]["true_masks"]["mIoU"] == answer["scores"]["measured"]["mIoU"] == (12 / 24 + 0) / 2
+
+
+def test_a_closed_set_of_masks_is_diagnosed_in_the_classes_of_the_vocabulary() -> None:
+    class Closed(Painter):
+        def words(self, vocabulary: Vocabulary) -> Words:
+            return Words(vocabulary, TextEmbeddings(torch.eye(2), torch.arange(2), 2), torch.tensor([2, 3]))
+
+    left = halves(1, 0).float()
+    masks = torch.stack([left, 1 - left])[None] * 40 - 20
+    segmenter = Segmenter(Closed(MaskPrediction(masks, 0.9 * torch.eye(2)[None])), WORDS, WholeImage())
+    evaluation = DatasetEvaluation(EvaluationTask("toy", WORDS), segmenter, "skip", diagnose=True)
+    evaluation.update(batch(halves(2, 3)))
+    answer = told(evaluation.result(RunHeader("run", "Closed", "test", 0)))
+    assert answer["scores"]["true_masks"]["mIoU"] == answer["scores"]["true_classes"]["mIoU"] == 1.0
+
+
 def test_mistakes_between_near_names_are_counted_apart() -> None:
     """Of 24 pixels of road, 12 are called street, which is near, and 4 sky."""
     found = halves(0, 1)
@@ -155,7 +194,9 @@ def test_an_offset_gives_back_what_a_seen_word_has_stolen() -> None:
     assert answer["now"]["hIoU"] == 0.0
     assert answer["best"]["hIoU"] == 1.0
     assert 0.4 <= answer["best"]["offset"] < 0.45
-    assert answer["area"] == 1.0
+    assert answer["area_seen_unseen"] == 1.0
+    # hIoU is 0 with no or all pixels given to the unseen class, 1 with the right half of them.
+    assert answer["area_hIoU"] == pytest.approx(0.5)
     lost = next(offset for offset, value in zip(answer["offset"], answer["mIoU_seen"], strict=True) if value == 0)
     assert 1.0 <= lost < 1.1
 
@@ -207,7 +248,9 @@ def test_counts_survive_their_file(tmp_path: Path) -> None:
     path = tmp_path / "results/test-toy.json"
     result.write(path)
     read = DiagnosisCounts.read(tmp_path / "results/test-toy.diagnosis.npz")
-    assert diagnose(result, read) == told(result)
-    assert np.load(tmp_path / "results/test-toy.diagnosis.npz")["confusion"].sum() == 24
-    replace(result, diagnosis=None).write(path)
+    confusion = Confusion.read(tmp_path / "results/test-toy.confusion.npz").dense()
+    assert diagnose(result, read, confusion) == told(result)
+    assert confusion.sum() == 24
+    assert "confusion" not in np.load(tmp_path / "results/test-toy.diagnosis.npz"), "one file has it"
+    replace(result, diagnosis=None, confusion=None).write(path)
     assert not list(path.parent.glob("*.npz")), "counts of another test do not stay beside the result"

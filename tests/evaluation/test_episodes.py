@@ -16,9 +16,22 @@ from ovsl.evaluation import EpisodeEvaluation, RunHeader
 from ovsl.evaluation.episodes import question as words_of_question
 from ovsl.inference import Segmentation
 from ovsl.metrics.episodes import EpisodeIoU
+from ovsl.results.bootstrap import totals
+from ovsl.scores import episode_scores
 from ovsl.vocabulary import ClassNames, Vocabulary
 
 WORDS = replace(Vocabulary.from_words(["ground", "cat", "dog", "cow"]), seen=(True, False, True, False))
+
+
+def bound(words: Vocabulary) -> SimpleNamespace:
+    """Answers with the pixels whose value is the class that is asked."""
+
+    def answer(images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Segmentation]:
+        return [Segmentation((image[0] == WORDS.classes.index(words.classes[1])).long()) for image in images]
+
+    found = type("Bound", (), {"__call__": staticmethod(answer)})()
+    found.vocabulary, found.method = words, SimpleNamespace(predicts_masks=False)
+    return found
 
 
 def question(seed: int) -> tuple[str, int, Tensor, Tensor, Tensor]:
@@ -71,28 +84,43 @@ def test_each_image_is_asked_for_the_unseen_classes_that_it_holds() -> None:
     asked = []
 
     def segmenter(words: Vocabulary) -> SimpleNamespace:
-        def answer(images: list[Tensor], sizes: list[tuple[int, int]]) -> list[Segmentation]:
-            asked.append(words.classes)
-            label = WORDS.classes.index(words.classes[1])
-            return [Segmentation((image[0] == label).long()) for image in images]
-
-        found = type("Bound", (), {"__call__": staticmethod(answer)})()
-        found.vocabulary, found.method = words, SimpleNamespace(predicts_masks=False)
-        return found
+        asked.append(words.classes)
+        return bound(words)
 
     semantic = torch.tensor([[0, 1, 1, 2], [255, 1, 3, 2]])
     image = semantic.repeat_interleave(2, 0)[None].repeat(3, 1, 1).to(torch.uint8)  # stretched: 4 x 4
-    evaluation = EpisodeEvaluation(EvaluationTask("fold", WORDS), segmenter)
+    evaluation = EpisodeEvaluation(EvaluationTask("fold", WORDS), segmenter, count_images=True)
     second = torch.full((2, 4), 2)
     images = [image, torch.zeros(3, 4, 4, dtype=torch.uint8)]
     batch = {"image": images, "semantic": [semantic, second], "id": ["a", "b"], "original_size": [(2, 4)] * 2}
     first, _ = evaluation.update(batch)
-    assert asked == [("others", "cat"), ("others", "cow")]
+    assert asked == [WORDS.classes, ("others", "cat"), ("others", "cow")]
     assert first.labels.tolist() == [[0, 1, 1, 0], [0, 1, 3, 0]]
     result = evaluation.result(RunHeader("run", "method", "test", 0))
     assert result.metrics["binary_mIoU"] == result.metrics["FB_IoU"] == 1
     assert [(entry.name, entry.iou) for entry in result.per_class] == [("cat", 1.0), ("cow", 1.0)]
     assert result.images == 2
+    assert result.intervals == dict.fromkeys(EpisodeIoU.scalars, (1.0, 1.0))
+
+
+def test_intervals_of_episodes_are_those_of_other_draws_of_images() -> None:
+    evaluation = EpisodeEvaluation(EvaluationTask("fold", WORDS), lambda words: bound(words), count_images=True)
+    draw = torch.Generator().manual_seed(0)
+    for number in range(60):
+        semantic = torch.randint(0, 4, (6, 6), generator=draw)
+        image = (semantic + (torch.rand(6, 6, generator=draw) < number / 120))[None].repeat(3, 1, 1).to(torch.uint8)
+        evaluation.update({"image": [image], "semantic": [semantic], "id": [f"{number}"], "original_size": [(6, 6)]})
+    result = evaluation.result(RunHeader("run", "method", "test", 0))
+    assert result.intervals.keys() == result.metrics.keys()
+    for name, (low, high) in result.intervals.items():
+        assert 0.01 < high - low < 0.2
+        assert low < result.metrics[name] < high
+    counts = result.image_counts
+    assert counts is not None
+    sums = {name: counts.dense(name).sum(0) for name in counts.columns}
+    assert float(episode_scores(sums)["FB_IoU"]) == pytest.approx(result.metrics["FB_IoU"])
+    whole = {name: float(drawn[0]) for name, drawn in episode_scores(totals(counts)).items() if name != "iou"}
+    assert whole == {name: pytest.approx(result.metrics[name]) for name in whole}
 
 
 def test_a_dataset_without_unseen_classes_cannot_be_asked() -> None:

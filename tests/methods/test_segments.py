@@ -86,6 +86,8 @@ def evaluate(
     trainer.test(module, data, verbose=False)
     (result,) = module.evaluation_results
     assert result.images == IMAGES
+    defined = {name: value for name, value in result.metrics.items() if value is not None}
+    assert result.intervals.keys() == defined.keys(), "every score has an interval"
     return result.metrics
 
 

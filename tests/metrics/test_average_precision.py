@@ -11,7 +11,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+from ovsl.detections import AveragePrecision, Detections, precision_scores
 from ovsl.errors import InputError
+from ovsl.metrics import CityscapesAveragePrecision
 from ovsl.metrics.average_precision import AREAS, THRESHOLDS, MaskAveragePrecision, match_detections
 
 CLASSES = 4
@@ -125,6 +127,37 @@ def test_equals_pycocotools(start: int, max_detections: int) -> None:
     first, second = np.nanmean(per_class[list(SEEN)]), np.nanmean(per_class[~np.array(SEEN)])
     assert values["hAP"].item() == pytest.approx(2 * first * second / (first + second))
     assert 0.02 < values["AP"] < 0.95
+
+
+def of_draw(metric: MaskAveragePrecision, images: list[Image], times: list[int]) -> dict[str, Tensor]:
+    for entry, number in zip(images, times, strict=True):
+        for _ in range(number):
+            metric.update(*entry)
+    return metric.compute()
+
+
+@pytest.mark.parametrize("kind", [MaskAveragePrecision, CityscapesAveragePrecision])
+def test_a_draw_of_images_counts_each_as_often_as_it_is_drawn(kind: type[MaskAveragePrecision]) -> None:
+    images = random_images(0)
+    metric, parts, truths = kind(CLASSES, SEEN), [], []
+    for number, entry in enumerate(images):
+        before = metric.truths
+        metric.update(*entry)
+        parts.append(metric.last_image().of_images(number))
+        truths.append((metric.truths - before).numpy())
+    judged = Detections.join(parts)
+    assert judged is not None
+    weights = np.random.default_rng(0).poisson(1.0, (12, len(images)))
+    weights[0] = 1
+    weights[1, 1:] = 0
+    drawn = np.einsum("rn,nac->rac", weights, np.stack(truths))
+    precision = AveragePrecision(judged, len(images), CLASSES)(weights.astype(np.float64), drawn)
+    scores = precision_scores(precision, SEEN)
+    for row, times in enumerate(weights.tolist()):
+        values = of_draw(kind(CLASSES, SEEN), images, times)
+        for name in (*kind.scalars, "ap"):
+            np.testing.assert_allclose(scores[name][row], values[name].numpy(), atol=1e-12, err_msg=f"{name} {times}")
+    assert len(np.unique(scores["AP"].round(6))) > 10
 
 
 def strip(length: int, width: int = 100) -> Tensor:

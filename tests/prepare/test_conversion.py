@@ -243,3 +243,13 @@ def test_names_that_cannot_be_prepared(
 ) -> None:
     assert main(["prepare", name, "--from", str(release), "--to", "out"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_log_of_a_conversion_has_no_control_characters(
+    release: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ovsl.progress.SILENT", 0.0)
+    assert main(command(release)) == 0
+    error = capsys.readouterr().err
+    assert "Converting images: " in error
+    assert not any(ord(letter) < 32 and letter != "\n" for letter in error)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ovsl.__main__ import main
+from ovsl.detections import TRUTHS, Detections
 from ovsl.results import ClassResult, EvaluationResult
 from ovsl.results.comparison import compare
 from ovsl.results.image_counts import ImageCounts
@@ -57,9 +58,36 @@ def test_a_difference_stands_with_its_paired_interval(tmp_path: Path, capsys: py
     _, _, images, before, after, difference, low, high = table["pAcc"]
     assert (images, float(after) - float(before)) == ("30", pytest.approx(float(difference), abs=0.11))
     assert 4.5 < float(low) <= float(difference) <= float(high) < 5.5, "five points, though images vary by forty"
-    assert table["AP"][5:] == ["+5.0", "-", "-"], "AP ranks detections of all images: no interval"
+    assert table["AP"][5:] == ["+5.0", "-", "-"], "these runs have kept no detections"
     assert main(["report", "--compare", str(two), str(one)]) == 0
     assert "lower" in capsys.readouterr().out
+
+
+def with_detections(run: Path, share: float, rules: str = "coco") -> Path:
+    """A run that finds a share of three things in each image, among as many inventions."""
+    path = run / "results/test-streets.images.npz"
+    counts, draw = ImageCounts.read(path), np.random.default_rng(1)
+    number = len(counts)
+    image, label = np.repeat(np.arange(number), 6), np.tile([0, 1, 2], 2 * number)
+    codes = np.zeros((6 * number, len(TRUTHS), 10), np.uint8)
+    codes[np.tile([True] * 3 + [False] * 3, number) & (draw.random(6 * number) < share)] = 1
+    found = Detections(image, label, draw.random(6 * number).astype(np.float32), codes, rules)
+    truths = {name: np.ones_like(counts.label) for name in TRUTHS}
+    replace(counts, columns=counts.columns | truths, detections=found).write(path)
+    return run
+
+
+def test_mask_precision_is_compared_on_the_same_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (with_detections(a_run(name, tmp_path, 0.6), share) for name, share in (("one", 0.5), ("two", 0.8)))
+    read = ImageCounts.read(one / "results/test-streets.images.npz").detections
+    assert read is not None
+    assert (read.rules, read.codes.dtype, read.score.dtype) == ("coco", np.uint8, np.float32)
+    assert main(["report", "--compare", str(one), str(two), "--format", "csv"]) == 0
+    *_, low, high = cells(capsys.readouterr().out)["AP"]
+    assert 0 < float(low) < float(high) < 40
+    with_detections(two, 0.8, "cityscapes")
+    assert main(["report", "--compare", str(one), str(two)]) == 2
+    assert "mask AP follows other rules" in capsys.readouterr().err
 
 
 def test_a_run_beside_itself_is_not_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,29 +12,33 @@ import pytest
 
 from ovsl.__main__ import main
 from ovsl.results import ClassResult, EvaluationResult
+from ovsl.results.confusion import Confusion
 from ovsl.results.diagnosis_counts import DiagnosisCounts
 from ovsl.scores import BINS
 
 NAMES = ("road", "street", "<b>kite</b>")
 
 
-def counts(margins: bool = True) -> DiagnosisCounts:
-    """A third of the kite is called road, a fifth of the road street."""
-    confusion = np.array([[80, 20, 0], [0, 50, 0], [10, 0, 20]])
-    table = np.stack([confusion.diagonal(), confusion.sum(0), confusion.sum(1)])
-    perfect = np.stack([confusion.sum(1)] * 3)
+CONFUSION = np.array([[80, 20, 0], [0, 50, 0], [10, 0, 20]])
+"""A third of the kite is called road, a fifth of the road street."""
+
+
+def counts(margins: bool = True, masks: bool = False) -> DiagnosisCounts:
+    table = np.stack([CONFUSION.diagonal(), CONFUSION.sum(0), CONFUSION.sum(1)])
+    perfect = np.stack([CONFUSION.sum(1)] * 3)
     cells = np.zeros((2, 3, BINS), np.int64)
     cells[:, 0, 210], cells[:, 1, 210], cells[:, 2, 190] = (90, 80), (70, 50), (20, 20)
     cells[:, 2, 210] = (160, 10)
     similarity = np.array([[1, 0.8, -0.5], [0.8, 1, -0.6], [-0.5, -0.6, 1]], np.float16)
-    return DiagnosisCounts(confusion, table // 2, perfect, None, cells if margins else None, similarity)
+    return DiagnosisCounts(table // 2, perfect, table if masks else None, cells if margins else None, similarity)
 
 
 def a_run(folder: Path, run: str, diagnosis: DiagnosisCounts | None, known: bool = True) -> Path:
     marks = (True, True, False) if known else (None, None, None)
     per_class = tuple(ClassResult(name, mark, 0.5, 0.5, 9) for name, mark in zip(NAMES, marks, strict=True))
     result = EvaluationResult(run, "PatchText", "test", "toy", 4, 0, "skip", {"mIoU": 0.6}, per_class)
-    replace(result, diagnosis=diagnosis).write(folder / run / "results/test-toy.json")
+    confusion = None if diagnosis is None else Confusion.of(CONFUSION)
+    replace(result, confusion=confusion, diagnosis=diagnosis).write(folder / run / "results/test-toy.json")
     return folder / run
 
 
@@ -49,12 +53,25 @@ def test_a_page_and_json_tell_where_errors_come_from(tmp_path: Path) -> None:
     first, second = json.loads((tmp_path / "page/diagnosis.json").read_text())
     assert (first["run"], second["run"]) == ("one", "two")
     assert first["scores"]["true_masks"]["mIoU"] == 1.0
+    assert first["true_masks_named_by"] == "mean scores"
+    for name in ("area_hIoU", "area_seen_unseen"):
+        assert page.count(f">{100 * first['offsets'][name]:.1f}<") >= 2
+    assert first["offsets"]["area_hIoU"] != first["offsets"]["area_seen_unseen"]
     assert first["stolen"]["pairs"][0] == {
         "truth": "<b>kite</b>", "prediction": "road", "pixels": 10, "share": pytest.approx(1 / 3)
     }  # fmt: skip
     assert first["near_names"]["between_near_names"] == pytest.approx(20 / 30)
     cells = re.findall(r"<td class=\"n\">([^<]*)</td>", page)
     assert "33.3" in cells
+
+
+def test_a_page_says_which_oracles_a_mask_method_was_given(tmp_path: Path) -> None:
+    run = a_run(tmp_path, "one", counts(masks=True))
+    assert main(["report", "--diagnosis", str(run)]) == 0
+    page = (run / "diagnosis/index.html").read_text()
+    assert "that the query says whose mask overlaps each most" in page
+    assert "predicted masks, true classes" in page
+    assert json.loads((run / "diagnosis/diagnosis.json").read_text())[0]["true_masks_named_by"] == "matched queries"
 
 
 def test_another_threshold_needs_no_second_test(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from ovsl.__main__ import main
 from ovsl.callbacks import extremes
 from ovsl.callbacks.extremes import image_score
 from ovsl.errors import InputError
-from ovsl.metrics.segmentation import confusion_table
+from ovsl.metrics.segmentation import confusion_table, count_pixels
 from ovsl.results.confusion import Confusion, most_confused
 from ovsl.results.drawing import Picture, Segments, draw_overlay, draw_sheet, reduced
 from ovsl.vocabulary import Vocabulary
@@ -26,8 +26,8 @@ def test_confusion_counts_each_pixel_once() -> None:
     table = confusion_table(FOUND, TRUTH, 4, 255)
     assert table.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
     # IoU of class 0 is 1/3, of class 1 2/3, of class 2 0; class 3 does not occur.
-    assert float(image_score(table)) == pytest.approx(1 / 3)
-    assert torch.isnan(image_score(torch.zeros(4, 4, dtype=torch.int64)))
+    assert float(image_score(*count_pixels(FOUND, TRUTH, 4, 255))) == pytest.approx(1 / 3)
+    assert torch.isnan(image_score(*torch.zeros(3, 4, dtype=torch.int64)))
 
 
 def test_confusion_reads_back_and_names_what_goes_wrong(tmp_path: Path) -> None:
@@ -66,9 +66,9 @@ def test_dollar_signs_in_names_are_no_formulas() -> None:
 def test_a_test_draws_its_extremes(tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, scores, drawn = tmp_path / "run", [], []
 
-    def score(table: torch.Tensor) -> torch.Tensor:
-        scores.append(100 * float(image_score(table)))
-        return image_score(table)
+    def score(*counts: torch.Tensor) -> torch.Tensor:
+        scores.append(100 * float(image_score(*counts)))
+        return image_score(*counts)
 
     def draw(pictures: list[Picture], *args: object) -> np.ndarray:
         drawn.append([picture.note.split()[-2] for picture in pictures])

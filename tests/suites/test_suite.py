@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,21 @@ def test_weights_and_folder_are_those_of_the_run(tmp_path: Path, monkeypatch: py
         '{"short_side": 800, "max_size": 1333, "interpolation": "antialiased"}}}'
     )
     (first, *_) = Suite.load("toy").tests(["--model", "ovsl.methods.MaskCLIP"])
-    assert first.run_dir == Path("runs/MaskCLIP-toy")
+    assert re.fullmatch("runs/MaskCLIP-[0-9a-f]{6}-toy", str(first.run_dir))
+
+
+def test_two_methods_of_one_class_do_not_share_a_folder(fake: Path) -> None:
+    """What the second command finds, and the report below it, would be of either."""
+    command = ["test", "--suite", "toy", "-c", "method.yaml"]
+    assert main(command) == main([*command, "--model.templates", "single"]) == 0
+    (fake / "method.yaml").write_text("model: {class_path: MaskCLIP, init_args: {synonyms: first}}\n")
+    assert main(command) == 0
+    folders = list(Path("runs").iterdir())
+    assert len(folders) == 3
+    assert all(re.fullmatch("MaskCLIP-[0-9a-f]{6}-toy", folder.name) for folder in folders)
+    commands_of(fake)
+    assert main(command) == 0
+    assert commands_of(fake) == [], "the same command goes on"
 
 
 SUITES = ("toy", "camvid", "open_vocabulary", "zero_shot", "training_free", "tcl", "panoptic", "mess_like")

@@ -188,8 +188,11 @@ def test_sizes(backbone: str, fusion: int, text_match: int, fpn_concat: int, mul
     counted = [sum(p.numel() for p in part.parameters()) for part in (module, open_set, closed_set)]
     assert counted == [fusion, text_match, fpn_concat]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        open_set(*inputs)
+        open_set(*inputs, as_published=True)
     assert counter.get_total_flops() / 2e9 == pytest.approx(multiply_adds, abs=0.005)
+    with torch.no_grad(), FlopCounterMode(display=False) as fewer:
+        open_set(*inputs)
+    assert fewer.get_total_flops() < counter.get_total_flops()
 
 
 def batch(seed: int = 1) -> dict[str, Any]:

@@ -111,6 +111,11 @@ class CLIPLightweight(ClosedSetModule):
         output: CLIPLightweightOutput = self.network(self.normalize(images), text.vectors)
         return output
 
+    def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> CLIPLightweightOutput:
+        """Embed every pixel, as the paper has it; see `SegmentationModule.released_network`."""
+        output: CLIPLightweightOutput = self.network(self.normalize(images), text.vectors, as_published=True)
+        return output
+
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Give class logits; see `SegmentationModule.forward`."""
         return DensePrediction(text.per_class(self.run_network(images, text).class_logits.float()))

@@ -64,12 +64,13 @@ class CLIPLightweightNetwork(nn.Module):
         if num_classes is None:
             nn.init.kaiming_normal_(self.head.classifier.weight, mode="fan_out")
 
-    def forward(self, images: Tensor, text: Tensor) -> CLIPLightweightOutput:
+    def forward(self, images: Tensor, text: Tensor, as_published: bool = False) -> CLIPLightweightOutput:
         """Segment normalised images.
 
         Args:
             images: `(B, 3, H, W)`, sides of at least 64.
             text: Text embeddings `(K, D_t)`, any length.
+            as_published: Embed every pixel before it is compared with the texts; the result is the same.
 
         Raises:
             InputError: Another number of classes than the closed set's.
@@ -91,8 +92,10 @@ class CLIPLightweightNetwork(nn.Module):
             appended = fused if self.num_classes is None else scores
             levels[-1] = torch.cat([levels[-1], appended.to(levels[-1].dtype)], dim=1)
         maps = self.head.features(self.neck(levels))
-        if self.num_classes is None:
-            logits = embedded_score_map(maps, self.head.classifier, text) / self.temperature
-        else:
+        if self.num_classes is not None:
             logits = self.head.classifier(maps)
+        elif as_published:
+            logits = score_map(self.head.classifier(maps), text) / self.temperature
+        else:
+            logits = embedded_score_map(maps, self.head.classifier, text) / self.temperature
         return CLIPLightweightOutput(logits, scores, text, fused)

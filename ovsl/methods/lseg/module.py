@@ -127,6 +127,10 @@ class LSeg(SegmentationModule):
         logits: Tensor = self.network(self.normalize(pad_to_multiple(images, 32)), text).class_logits
         return logits[..., :height, :width]
 
+    def released_network(self, images: Tensor, text: TextEmbeddings, *regions: Tensor) -> object:
+        """Embed every pixel, as the official code does; see `SegmentationModule.released_network`."""
+        return self.network(self.normalize(pad_to_multiple(images, 32)), text.vectors, as_published=True)
+
     def forward(self, images: Tensor, text: TextEmbeddings) -> Prediction:
         """Class logits; with `one_class` those over the logit of "others". See `SegmentationModule.forward`."""
         if self.objective == "all_classes":

@@ -251,35 +251,38 @@ class LSegNetwork(nn.Module):
         self.regularizer = regularizer
         self.matching = matching
 
-    def match(self, maps: Tensor, text: Tensor) -> Tensor:
+    def match(self, maps: Tensor, text: Tensor, as_published: bool = False) -> Tensor:
         """Compare what the decoder gives with texts.
 
         Args:
             maps: `(B, width, h, w)`.
             text: `(K, D)` or `(B, K, D)`, any length.
+            as_published: Embed every pixel first; the result is the same. In half precision it is always so.
 
         Returns:
             Scaled cosines `(B, K, h, w)`.
         """
         # The scale is a constant in the official code too, whatever its name there says.
         scale = math.exp(math.log(LOGIT_SCALE))
-        if self.matching == "float32":
+        if self.matching == "float32" and not as_published:
             return scale * embedded_score_map(maps, self.head, text)
-        text = text.half()
+        dtype = torch.float16 if self.matching == "float16" else torch.float32
+        text = text.to(dtype)
         text = (text / text.norm(dim=-1, keepdim=True)).expand(len(maps), -1, -1)
         features = self.head(maps).float()
-        features = (features / features.norm(dim=1, keepdim=True)).half()
-        half_scale = torch.full((), scale, dtype=torch.float16, device=maps.device)
-        return torch.einsum("bkd,bdhw->bkhw", text, half_scale * features).float()
+        features = (features / features.norm(dim=1, keepdim=True)).to(dtype)
+        rounded = torch.full((), scale, dtype=dtype, device=maps.device)
+        return torch.einsum("bkd,bdhw->bkhw", text, rounded * features).float()
 
-    def forward(self, images: Tensor, text: Tensor) -> LSegOutput:
+    def forward(self, images: Tensor, text: Tensor, as_published: bool = False) -> LSegOutput:
         """Match every pixel with texts, at the size of the input where 32 divides it.
 
         Args:
             images: Normalised `(B, 3, H, W)`.
             text: `(K, D)`, or `(B, K, D)` with classes of each image's own; any length.
+            as_published: See `match`.
         """
-        logits = self.match(self.decoder(self.encoder(images)), text)
+        logits = self.match(self.decoder(self.encoder(images)), text, as_published)
         if self.regularizer is not None:
             logits = self.regularizer(logits)
         return LSegOutput(functional.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=True))

@@ -250,7 +250,7 @@ def test_predict_labels_photos_with_any_words(small, tmp_path):
     assert json.loads((folder / "classes.json").read_text()) == ["road", "sky", "car"]
     for name, size in (("one", (40, 60)), ("two.v2", (50, 30))):
         with Image.open(folder / f"{name}.labels.png") as file:
-            assert file.mode == "I;16"
+            assert file.mode in ("I;16", "I")  # by the version of Pillow
             labels = np.asarray(file)
         assert labels.shape == size
         assert labels.max() < 3

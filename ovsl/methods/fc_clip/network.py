@@ -143,7 +143,7 @@ class FCCLIPNetwork(nn.Module):
             )
             for queries, mask_logits in self.mask_decoder(mask_features, levels, auxiliary)
         )
-        return last._replace(auxiliary=tuple(earlier))
+        return FCCLIPOutput(last.class_logits, last.mask_logits, tuple(earlier))
 
     def classify(self, embeddings: Tensor, text: Tensor, logit_scale: Tensor) -> Tensor:
         """Return scaled cosines with the texts and void.

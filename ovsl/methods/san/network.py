@@ -162,7 +162,7 @@ class SideAdapterNetwork(nn.Module):
             SANOutput(mask_logits, embedding, embedding @ text.T)
             for mask_logits, embedding in zip(masks, embeddings, strict=True)
         )
-        return last._replace(auxiliary=tuple(earlier))
+        return SANOutput(last.mask_logits, last.mask_embeddings, last.class_logits, tuple(earlier))
 
     def recognize(self, tokens: Tensor, biases: list[Tensor], literal: bool = False) -> list[Tensor]:
         """Embed masks by CLIP's deep blocks, see `ovsl.methods.san.recognition.recognize`.

@@ -68,8 +68,8 @@ def test_networks_compile_as_a_whole_and_for_all_sizes(method: str) -> None:
             counts.append(len(graphs))
     networks = len(list(model.networks()))
     assert counts[0] == networks
-    assert counts[1] == counts[2] <= 2 * networks
-    assert counts[3] <= 3 * networks
+    assert counts[1] <= 2 * networks
+    assert counts[-1] <= 3 * networks
 
 
 def test_regions_cut_a_compiled_network_where_they_are_read_from_the_image() -> None:

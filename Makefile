@@ -82,7 +82,7 @@ toy-clip: setup ## train the two toy CLIPs again (half an hour on 2 cores) and p
 	OMP_NUM_THREADS=2 $(BIN)/python -m ovsl.pretraining fit -c configs/clip/toy_convnext.yaml
 	install -m 644 runs/toy_clip/toy_*.json runs/toy_clip/toy_*.safetensors ovsl/clip/toy/
 
-toy-table: setup ## every method on the toy world, three seeds each, as docs/toy_table.md (an hour on 2 cores)
+toy-table: setup ## every method on the toy world, three seeds each, as docs/toy_table.md (hours on 2 cores)
 	$(BIN)/ovsl study experiments/toy/study.yaml
 
 toy-ablation: setup ## the ablation of ZegCLIP on the toy world, three seeds, as docs/zegclip_*.md (hours)
